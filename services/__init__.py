@@ -1,0 +1,1 @@
+"""Sfumato: text-guided image generation and editing as gRPC services."""

@@ -1,0 +1,33 @@
+"""What a call carries through the services: its request id and its deadline."""
+
+import time
+from contextvars import ContextVar
+from typing import Any, TypedDict
+
+import grpc
+
+# A call's context, whatever its messages.
+Context = grpc.aio.ServicerContext[Any, Any]
+
+REQUEST_ID_KEY = "x-request-id"
+
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
+
+
+class CallOptions(TypedDict):
+    """Keyword arguments of a stub's call."""
+
+    timeout: float | None
+    metadata: tuple[tuple[str, str], ...]
+
+
+def remaining_seconds() -> float | None:
+    """Seconds until the current call's deadline, at least 0; None without one."""
+    end = deadline.get()
+    return None if end is None else max(0.0, end - time.monotonic())
+
+
+def outgoing() -> CallOptions:
+    """Deadline and request id of the current call, for a call to another service."""
+    return {"timeout": remaining_seconds(), "metadata": ((REQUEST_ID_KEY, request_id.get()),)}

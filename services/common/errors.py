@@ -1,0 +1,76 @@
+"""What domain code raises. One interceptor turns these into google.rpc status (status.py).
+
+Messages say what was wrong, the limit, what was given and what to do.
+"""
+
+from typing import ClassVar
+
+
+class SfumatoError(Exception):
+    """Base of all errors that a client may see.
+
+    Args:
+        message: what was wrong and what to do, in one line.
+        field: the request field it is about, "" if none.
+        limit: what would have been accepted.
+        value: what was given, shortened.
+    """
+
+    code: ClassVar[str] = "INTERNAL"
+    reason: ClassVar[str] = "INTERNAL"
+
+    def __init__(self, message: str, *, field: str = "", limit: object = "", value: object = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.limit = str(limit)
+        self.value = shorten(value)
+
+
+class InvalidArgument(SfumatoError):
+    """A field of the request is wrong; sending it again cannot help."""
+
+    code = "INVALID_ARGUMENT"
+    reason = "INVALID_FIELD"
+
+    def __init__(self, field: str, limit: object, value: object, advice: str = "") -> None:
+        text = f"{field} must be {limit}, but is {shorten(value)}"
+        super().__init__(f"{text}. {advice}" if advice else text, field=field, limit=limit, value=value)
+
+
+class ResourceExhausted(SfumatoError):
+    """A configured limit would be passed."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "LIMIT_EXCEEDED"
+
+    def __init__(self, field: str, limit: object, value: object, advice: str = "") -> None:
+        text = f"{field} may be {limit}, but is {shorten(value)}"
+        super().__init__(f"{text}. {advice}" if advice else text, field=field, limit=limit, value=value)
+
+
+class NotFound(SfumatoError):
+    """The named resource does not exist."""
+
+    code = "NOT_FOUND"
+    reason = "NOT_FOUND"
+
+
+class Unavailable(SfumatoError):
+    """A service that is needed does not answer; trying again later may help."""
+
+    code = "UNAVAILABLE"
+    reason = "SERVICE_UNAVAILABLE"
+
+
+class DeadlineExceeded(SfumatoError):
+    """The request's deadline passed."""
+
+    code = "DEADLINE_EXCEEDED"
+    reason = "DEADLINE_EXCEEDED"
+
+
+def shorten(value: object, length: int = 80) -> str:
+    """A value as text of at most `length` characters: errors travel in HTTP/2 headers."""
+    text = str(value)
+    return text if len(text) <= length else f"{text[: length - 3]}..."

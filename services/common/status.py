@@ -1,0 +1,49 @@
+"""Errors to google.rpc status and back."""
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from sfumato.common.calls import Context
+from sfumato.common.errors import SfumatoError
+
+DETAILS_KEY = "grpc-status-details-bin"
+DOMAIN = "sfumato"
+
+
+class ForwardedError(SfumatoError):
+    """A status from another service, passed on to the client unchanged."""
+
+    def __init__(self, error: grpc.aio.AioRpcError) -> None:
+        super().__init__(error.details() or error.code().name)
+        self.grpc_code = error.code()
+        self.trailing_metadata = tuple(
+            (key, value) for key, value in (error.trailing_metadata() or ()) if key == DETAILS_KEY
+        )
+
+
+def to_status(error: SfumatoError) -> status_pb2.Status:
+    """The google.rpc status of an error: ErrorInfo, and BadRequest where it is about a field."""
+    info = error_details_pb2.ErrorInfo(
+        reason=error.reason,
+        domain=DOMAIN,
+        metadata={"field": error.field, "limit": error.limit, "value": error.value} if error.field else {},
+    )
+    status = status_pb2.Status(code=code_pb2.Code.Value(error.code), message=error.message)
+    details: list[any_pb2.Any] = [any_pb2.Any(), any_pb2.Any()]
+    details[0].Pack(info)
+    status.details.append(details[0])
+    if error.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
+        details[1].Pack(error_details_pb2.BadRequest(field_violations=[violation]))
+        status.details.append(details[1])
+    return status
+
+
+async def abort(context: Context, error: SfumatoError) -> None:
+    """Ends the call with the error's status."""
+    if isinstance(error, ForwardedError):
+        await context.abort(error.grpc_code, error.message, error.trailing_metadata)
+    await context.abort(
+        grpc.StatusCode[error.code], error.message, ((DETAILS_KEY, to_status(error).SerializeToString()),)
+    )

@@ -1,0 +1,1 @@
+"""The decoder service: the autoencoder, latents to pixels and back."""

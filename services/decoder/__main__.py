@@ -1,0 +1,5 @@
+"""`python -m sfumato.decoder`."""
+
+from sfumato.decoder.server import main
+
+main()

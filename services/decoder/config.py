@@ -1,0 +1,15 @@
+"""Settings of the decoder, from SFUMATO_DECODER_*."""
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from sfumato.common.config import ModelSettings
+
+
+class DecoderSettings(ModelSettings):
+    """The decoder's settings."""
+
+    model_config = SettingsConfigDict(env_prefix="SFUMATO_DECODER_", frozen=True)
+
+    max_pixels: int = Field(1024 * 1024, gt=0, description="Largest image decoded or encoded, in pixels.")
+    max_input_pixels: int = Field(2**24, gt=0, description="Largest image file read, before resizing.")

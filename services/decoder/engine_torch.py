@@ -1,0 +1,42 @@
+"""The autoencoder in torch, as diffusers' pipelines call it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+
+from sfumato.common.family import part_of
+
+
+class TorchAutoencoder:
+    """The family's vae/, in float32. Images are RGB; in tensors they lie in [-1, 1]."""
+
+    def __init__(self, family: Path, device: torch.device) -> None:
+        model: Any = AutoencoderKL.from_pretrained(part_of(family, "vae"), use_safetensors=True)
+        self.model = model.to(device=device, dtype=torch.float32).eval()
+        self.device = device
+        config = self.model.config
+        self.latent_channels = int(config.latent_channels)
+        self.vae_scale_factor: int = 2 ** (len(config.block_out_channels) - 1)
+        self.scaling_factor = float(config.scaling_factor)
+        self.shift_factor = float(config.shift_factor or 0.0)
+
+    @torch.inference_mode()
+    def decode(self, latents: torch.Tensor) -> Image.Image:
+        """Scaled latents [1, latent_channels, height, width] to an image."""
+        unscaled = latents.to(self.device) / self.scaling_factor + self.shift_factor
+        sample = self.model.decode(unscaled, return_dict=False)[0]
+        pixels = (sample[0] * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+        return Image.fromarray((pixels * 255).round().astype(np.uint8))
+
+    @torch.inference_mode()
+    def encode(self, image: Image.Image, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """An image, resized, to mean and standard deviation of its unscaled latents."""
+        resized = image.resize((width, height), resample=Image.Resampling.LANCZOS)
+        pixels = np.asarray(resized, dtype=np.float32).transpose(2, 0, 1)[None] / 255.0
+        sample = torch.from_numpy(2.0 * pixels - 1.0).to(self.device)
+        posterior = self.model.encode(sample, return_dict=False)[0]
+        return posterior.mean.cpu(), posterior.std.cpu()

@@ -1,0 +1,11 @@
+"""Builds and runs the decoder."""
+
+from sfumato.common.server import run
+from sfumato.decoder.config import DecoderSettings
+from sfumato.decoder.servicer import DecoderServicer
+
+
+def main() -> None:
+    """Serves until SIGTERM."""
+    settings = DecoderSettings()  # type: ignore[call-arg]
+    run(settings, DecoderServicer(settings))

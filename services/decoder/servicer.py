@@ -1,0 +1,96 @@
+"""Messages to calls of the autoencoder."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import torch
+from sfumato_protos.v1 import decoder_pb2, decoder_pb2_grpc
+
+from sfumato.common.calls import Context
+from sfumato.common.devices import setup_device
+from sfumato.common.errors import InvalidArgument, ResourceExhausted
+from sfumato.common.family import family_name
+from sfumato.common.images import encode_image, open_image
+from sfumato.common.tensors import check_finite, from_message, to_message
+from sfumato.decoder.config import DecoderSettings
+from sfumato.decoder.engine_torch import TorchAutoencoder
+
+_FORMATS = {
+    decoder_pb2.IMAGE_FORMAT_UNSPECIFIED: "PNG",
+    decoder_pb2.IMAGE_FORMAT_PNG: "PNG",
+    decoder_pb2.IMAGE_FORMAT_JPEG: "JPEG",
+    decoder_pb2.IMAGE_FORMAT_WEBP: "WEBP",
+}
+
+
+class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
+    """Serves DecoderService."""
+
+    service_name = "sfumato.v1.DecoderService"
+    vae: TorchAutoencoder
+
+    def __init__(self, settings: DecoderSettings) -> None:
+        self.settings = settings
+        # One model thread: torch spreads each forward over the cores itself.
+        self.executor = ThreadPoolExecutor(1, "vae")
+
+    def register(self, server: grpc.aio.Server) -> None:
+        decoder_pb2_grpc.add_DecoderServiceServicer_to_server(self, server)
+
+    async def load(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self.executor, self._load)
+
+    def _load(self) -> None:
+        device = setup_device(self.settings.device, self.settings.num_threads)
+        self.vae = TorchAutoencoder(self.settings.family, device)
+        image = self.vae.decode(torch.zeros(1, self.vae.latent_channels, 8, 8))
+        self.vae.encode(image, image.width, image.height)
+
+    async def close(self) -> None:
+        self.executor.shutdown(cancel_futures=True)
+
+    async def GetDecoderInfo(
+        self, request: decoder_pb2.GetDecoderInfoRequest, context: Context
+    ) -> decoder_pb2.GetDecoderInfoResponse:
+        return decoder_pb2.GetDecoderInfoResponse(
+            family=family_name(self.settings.family),
+            latent_channels=self.vae.latent_channels,
+            vae_scale_factor=self.vae.vae_scale_factor,
+            scaling_factor=self.vae.scaling_factor,
+            max_pixels=self.settings.max_pixels,
+        )
+
+    async def Decode(
+        self, request: decoder_pb2.DecodeRequest, context: Context
+    ) -> decoder_pb2.DecodeResponse:
+        if request.image_format not in _FORMATS:
+            raise InvalidArgument("image_format", f"one of {list(_FORMATS.values())}", request.image_format)
+        channels = self.vae.latent_channels
+        limit = channels * self.settings.max_pixels // self.vae.vae_scale_factor**2
+        latents = from_message(request.latents, "latents", (1, channels, None, None), limit)
+        check_finite(latents, "latents")
+
+        def decode() -> decoder_pb2.DecodeResponse:
+            image = self.vae.decode(latents)
+            data = encode_image(image, _FORMATS[request.image_format])
+            return decoder_pb2.DecodeResponse(image=data, width=image.width, height=image.height)
+
+        return await asyncio.get_running_loop().run_in_executor(self.executor, decode)
+
+    async def Encode(
+        self, request: decoder_pb2.EncodeRequest, context: Context
+    ) -> decoder_pb2.EncodeResponse:
+        for field, side in (("width", request.width), ("height", request.height)):
+            if side < 1 or side % self.vae.vae_scale_factor:
+                raise InvalidArgument(field, f"a positive multiple of {self.vae.vae_scale_factor}", side)
+        if request.width * request.height > self.settings.max_pixels:
+            asked = f"{request.width}x{request.height}"
+            raise ResourceExhausted("width x height", f"at most {self.settings.max_pixels} pixels", asked)
+
+        def encode() -> decoder_pb2.EncodeResponse:
+            image = open_image(request.image, "image", self.settings.max_input_pixels)
+            mean, std = self.vae.encode(image, request.width, request.height)
+            return decoder_pb2.EncodeResponse(mean=to_message(mean), std=to_message(std))
+
+        return await asyncio.get_running_loop().run_in_executor(self.executor, encode)

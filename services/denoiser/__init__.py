@@ -1,0 +1,1 @@
+"""The denoiser service: the UNet, one forward pass per step of each trajectory."""

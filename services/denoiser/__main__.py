@@ -1,0 +1,5 @@
+"""`python -m sfumato.denoiser`."""
+
+from sfumato.denoiser.server import main
+
+main()

@@ -1,0 +1,15 @@
+"""Settings of the denoiser, from SFUMATO_DENOISER_*."""
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from sfumato.common.config import ModelSettings
+
+
+class DenoiserSettings(ModelSettings):
+    """The denoiser's settings."""
+
+    model_config = SettingsConfigDict(env_prefix="SFUMATO_DENOISER_", frozen=True)
+
+    max_latent_area: int = Field(128 * 128, gt=0, description="Largest latent height times width.")
+    max_rows: int = Field(16, gt=0, description="Most conditioning rows of a trajectory.")

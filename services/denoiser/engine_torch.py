@@ -1,0 +1,40 @@
+"""The UNet in torch (eager)."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from sfumato.common.family import part_of
+
+
+class TorchUNet:
+    """The family's unet/, in float32."""
+
+    def __init__(self, family: Path, device: torch.device) -> None:
+        model: Any = UNet2DConditionModel.from_pretrained(part_of(family, "unet"), use_safetensors=True)
+        self.model = model.to(device=device, dtype=torch.float32).eval()
+        self.device = device
+        self.config = self.model.config
+
+    @torch.inference_mode()
+    def noise_pred(self, latents: torch.Tensor, timestep: float, prompt_embeds: torch.Tensor) -> torch.Tensor:
+        """The UNet's prediction for one latent under each row of conditioning.
+
+        Args:
+            latents: float32 [1, in_channels, height, width].
+            timestep: of the noise schedule.
+            prompt_embeds: float32 [rows, tokens, cross_attention_dim].
+
+        Returns:
+            float32 [rows, out_channels, height, width], on the CPU.
+        """
+        rows = len(prompt_embeds)
+        sample = latents.to(self.device).expand(rows, -1, -1, -1)
+        timesteps = torch.tensor([timestep], device=self.device).expand(rows)
+        # A fractional timestep stays float32; whole ones give the same embedding either way.
+        result: torch.Tensor = self.model(
+            sample, timesteps, prompt_embeds.to(self.device), return_dict=False
+        )[0]
+        return result.cpu()

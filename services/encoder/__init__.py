@@ -1,0 +1,1 @@
+"""The encoder service: CLIP's text conditioning and joint space."""

@@ -1,0 +1,5 @@
+"""`python -m sfumato.encoder`."""
+
+from sfumato.encoder.server import main
+
+main()

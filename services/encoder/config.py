@@ -1,0 +1,16 @@
+"""Settings of the encoder, from SFUMATO_ENCODER_*."""
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from sfumato.common.config import ModelSettings
+
+
+class EncoderSettings(ModelSettings):
+    """The encoder's settings."""
+
+    model_config = SettingsConfigDict(env_prefix="SFUMATO_ENCODER_", frozen=True)
+
+    max_texts: int = Field(64, gt=0, description="Most texts or images of one call.")
+    max_characters: int = Field(1000, gt=0, description="Longest text, in characters.")
+    max_image_pixels: int = Field(2**24, gt=0, description="Largest image to embed, in pixels.")

@@ -1,0 +1,67 @@
+"""CLIP in torch: transformers' text encoder for conditioning, open_clip for the joint space."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from sfumato.common.family import part_of
+
+
+class TextEncoder:
+    """The family's text_encoder/ and tokenizer/, as Stable Diffusion uses them."""
+
+    def __init__(self, family: Path, device: torch.device) -> None:
+        tokenizer: Any = CLIPTokenizer.from_pretrained(part_of(family, "tokenizer"))
+        self.tokenizer = tokenizer
+        model: Any = CLIPTextModel.from_pretrained(part_of(family, "text_encoder"), use_safetensors=True)
+        self.model = model.to(device=device, dtype=torch.float32).eval()
+        self.device = device
+        self.max_tokens: int = int(self.tokenizer.model_max_length)
+        self.hidden_size: int = int(self.model.config.hidden_size)
+
+    @torch.inference_mode()
+    def encode(self, texts: list[str]) -> tuple[torch.Tensor, list[int]]:
+        """Last hidden states [texts, max_tokens, hidden_size], and how many tokens of each were cut."""
+        embeds, cut = [], []
+        # One forward per text: its bits must not depend on which texts come with it.
+        for text in texts:
+            tokens = self.tokenizer(
+                text, padding="max_length", max_length=self.max_tokens, truncation=True, return_tensors="pt"
+            )
+            whole = self.tokenizer(text, truncation=False)["input_ids"]
+            cut.append(max(0, len(whole) - self.max_tokens))
+            embeds.append(self.model(tokens.input_ids.to(self.device))[0].cpu())
+        return torch.cat(embeds), cut
+
+
+class JointEncoder:
+    """The family's clip/ folder, in open_clip's `local-dir:` layout."""
+
+    def __init__(self, family: Path, device: torch.device) -> None:
+        import open_clip
+
+        source = f"local-dir:{part_of(family, 'clip')}"
+        model, preprocess = open_clip.create_model_from_pretrained(source, weights_only=True)
+        self.model: Any = model.to(device=device, dtype=torch.float32).eval()
+        self.preprocess: Any = preprocess
+        self.tokenizer: Any = open_clip.get_tokenizer(source)
+        self.device = device
+        with torch.inference_mode():
+            self.embedding_size = int(self.embed_texts(["warm"]).shape[-1])
+
+    @torch.inference_mode()
+    def embed_texts(self, texts: list[str]) -> torch.Tensor:
+        """Unit vectors [texts, embedding_size]."""
+        tokens = self.tokenizer(texts).to(self.device)
+        features: torch.Tensor = self.model.encode_text(tokens, normalize=True)
+        return features.cpu()
+
+    @torch.inference_mode()
+    def embed_images(self, images: list[Image.Image]) -> torch.Tensor:
+        """Unit vectors [images, embedding_size]."""
+        pixels = torch.stack([self.preprocess(image) for image in images]).to(self.device)
+        features: torch.Tensor = self.model.encode_image(pixels, normalize=True)
+        return features.cpu()

@@ -1,0 +1,11 @@
+"""Builds and runs the encoder."""
+
+from sfumato.common.server import run
+from sfumato.encoder.config import EncoderSettings
+from sfumato.encoder.servicer import EncoderServicer
+
+
+def main() -> None:
+    """Serves until SIGTERM."""
+    settings = EncoderSettings()  # type: ignore[call-arg]
+    run(settings, EncoderServicer(settings))

@@ -1,0 +1,104 @@
+"""Messages to calls of the CLIP engines."""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+from sfumato_protos.v1 import encoder_pb2, encoder_pb2_grpc
+
+from sfumato.common.calls import Context
+from sfumato.common.devices import setup_device
+from sfumato.common.errors import InvalidArgument, NotFound, ResourceExhausted
+from sfumato.common.family import family_name
+from sfumato.common.images import open_image
+from sfumato.common.tensors import to_message
+from sfumato.encoder.config import EncoderSettings
+from sfumato.encoder.engine_torch import JointEncoder, TextEncoder
+
+
+class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
+    """Serves EncoderService."""
+
+    service_name = "sfumato.v1.EncoderService"
+    text_encoder: TextEncoder
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        self.settings = settings
+        self.joint: JointEncoder | None = None
+        # One model thread: torch spreads each forward over the cores itself.
+        self.executor = ThreadPoolExecutor(1, "clip")
+
+    def register(self, server: grpc.aio.Server) -> None:
+        encoder_pb2_grpc.add_EncoderServiceServicer_to_server(self, server)
+
+    async def load(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self.executor, self._load)
+
+    def _load(self) -> None:
+        device = setup_device(self.settings.device, self.settings.num_threads)
+        self.text_encoder = TextEncoder(self.settings.family, device)
+        if (self.settings.family / "clip").is_dir():
+            self.joint = JointEncoder(self.settings.family, device)
+        self.text_encoder.encode(["warm"])
+
+    async def close(self) -> None:
+        self.executor.shutdown(cancel_futures=True)
+
+    async def GetEncoderInfo(
+        self, request: encoder_pb2.GetEncoderInfoRequest, context: Context
+    ) -> encoder_pb2.GetEncoderInfoResponse:
+        return encoder_pb2.GetEncoderInfoResponse(
+            family=family_name(self.settings.family),
+            max_tokens=self.text_encoder.max_tokens,
+            hidden_size=self.text_encoder.hidden_size,
+            embedding_size=self.joint.embedding_size if self.joint else 0,
+        )
+
+    async def EncodeText(
+        self, request: encoder_pb2.EncodeTextRequest, context: Context
+    ) -> encoder_pb2.EncodeTextResponse:
+        texts = self._checked_texts(request.texts)
+        loop = asyncio.get_running_loop()
+        embeds, cut = await loop.run_in_executor(self.executor, self.text_encoder.encode, texts)
+        return encoder_pb2.EncodeTextResponse(prompt_embeds=to_message(embeds), num_truncated_tokens=cut)
+
+    async def EmbedText(
+        self, request: encoder_pb2.EmbedTextRequest, context: Context
+    ) -> encoder_pb2.EmbedTextResponse:
+        texts = self._checked_texts(request.texts)
+        loop = asyncio.get_running_loop()
+        features = await loop.run_in_executor(self.executor, self._joint().embed_texts, texts)
+        return encoder_pb2.EmbedTextResponse(embeddings=to_message(features))
+
+    async def EmbedImage(
+        self, request: encoder_pb2.EmbedImageRequest, context: Context
+    ) -> encoder_pb2.EmbedImageResponse:
+        self._check_count("images", len(request.images))
+        joint = self._joint()
+        limit = self.settings.max_image_pixels
+
+        def embed(files: Sequence[bytes]) -> "encoder_pb2.EmbedImageResponse":
+            images = [open_image(data, f"images[{i}]", limit) for i, data in enumerate(files)]
+            return encoder_pb2.EmbedImageResponse(embeddings=to_message(joint.embed_images(images)))
+
+        return await asyncio.get_running_loop().run_in_executor(self.executor, embed, request.images)
+
+    def _joint(self) -> JointEncoder:
+        if self.joint is None:
+            raise NotFound(f"{family_name(self.settings.family)} has no clip/ folder, so no joint space")
+        return self.joint
+
+    def _check_count(self, field: str, count: int) -> None:
+        if count < 1:
+            raise InvalidArgument(field, "at least 1", count)
+        if count > self.settings.max_texts:
+            raise ResourceExhausted(field, f"at most {self.settings.max_texts}", count)
+
+    def _checked_texts(self, texts: Sequence[str]) -> list[str]:
+        self._check_count("texts", len(texts))
+        for index, text in enumerate(texts):
+            if len(text) > self.settings.max_characters:
+                limit = f"at most {self.settings.max_characters} characters"
+                raise InvalidArgument(f"texts[{index}]", limit, f"{len(text)} characters")
+        return list(texts)

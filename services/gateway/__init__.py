@@ -1,0 +1,1 @@
+"""The gateway service: the door for clients, the sampling loops and the guidance."""

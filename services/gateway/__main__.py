@@ -1,0 +1,5 @@
+"""`python -m sfumato.gateway`."""
+
+from sfumato.gateway.server import main
+
+main()

@@ -1,0 +1,157 @@
+"""The gateway's channels to the model services: tensors in, tensors out."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+
+import grpc
+import torch
+from sfumato_protos.v1 import (
+    decoder_pb2,
+    decoder_pb2_grpc,
+    denoiser_pb2,
+    denoiser_pb2_grpc,
+    encoder_pb2,
+    encoder_pb2_grpc,
+)
+
+from sfumato.common import calls
+from sfumato.common.errors import DeadlineExceeded, SfumatoError, Unavailable
+from sfumato.common.server import channel_options
+from sfumato.common.status import ForwardedError
+from sfumato.common.tensors import from_message, to_message
+from sfumato.gateway.config import GatewaySettings
+from sfumato.gateway.denoisers import DenoiserStream, Replica, check_targets
+from sfumato.gateway.parameters import FamilyInfo
+
+# Every unary call is a function of its request, so repeating one is safe.
+SERVICE_CONFIG = json.dumps(
+    {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "methodConfig": [
+            {
+                "name": [{"service": "sfumato.v1.EncoderService"}, {"service": "sfumato.v1.DecoderService"}],
+                "retryPolicy": {
+                    "maxAttempts": 5,
+                    "initialBackoff": "0.1s",
+                    "maxBackoff": "1s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ],
+    }
+)
+
+
+@contextlib.contextmanager
+def _calling(service: str, target: str) -> Iterator[None]:
+    """Turns a failed call into an error that the client can read."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
+            raise Unavailable(f"the {service} at {target} does not answer: {error.details()}") from error
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise DeadlineExceeded(f"the deadline passed in the {service}") from error
+        raise ForwardedError(error) from error
+
+
+class ModelServices:
+    """Encoder, decoder and denoisers, as generation.Services has them."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self.settings = settings
+        options: list[tuple[str, int | str]] = [
+            *channel_options(settings.max_message_bytes),
+            ("grpc.service_config", SERVICE_CONFIG),
+            # A service that comes back is found at once.
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+        ]
+
+        def channel(target: str) -> grpc.aio.Channel:
+            return grpc.aio.insecure_channel(target, options)
+
+        targets = [target.strip() for target in settings.denoiser_targets.split(",") if target.strip()]
+        check_targets(targets)
+        encoder, decoder = channel(settings.encoder_target), channel(settings.decoder_target)
+        denoisers = [channel(target) for target in targets]
+        self._channels = [encoder, decoder, *denoisers]
+        self.encoder: encoder_pb2_grpc.EncoderServiceAsyncStub = encoder_pb2_grpc.EncoderServiceStub(encoder)
+        self.decoder: decoder_pb2_grpc.DecoderServiceAsyncStub = decoder_pb2_grpc.DecoderServiceStub(decoder)
+        self.replicas = [
+            Replica(target, denoiser_pb2_grpc.DenoiserServiceStub(stream))
+            for target, stream in zip(targets, denoisers, strict=True)
+        ]
+
+    async def family(self) -> FamilyInfo:
+        """What the services hold, once each kind answers.
+
+        Raises:
+            SfumatoError: they hold different families.
+        """
+        encoder = await self.encoder.GetEncoderInfo(encoder_pb2.GetEncoderInfoRequest())
+        decoder = await self.decoder.GetDecoderInfo(decoder_pb2.GetDecoderInfoRequest())
+        denoiser = await self._denoiser_info()
+        names = {encoder.family, decoder.family, denoiser.family}
+        if len(names) > 1:
+            raise SfumatoError(f"the services hold different families: {', '.join(sorted(names))}")
+        if denoiser.in_channels != decoder.latent_channels:
+            raise SfumatoError(f"the UNet takes {denoiser.in_channels} channels, the autoencoder has "
+                               f"{decoder.latent_channels}; inpainting UNets are not served")  # fmt: skip
+        area = denoiser.max_latent_area * decoder.vae_scale_factor**2
+        return FamilyInfo(
+            name=encoder.family,
+            latent_channels=decoder.latent_channels,
+            sample_size=denoiser.sample_size,
+            vae_scale_factor=decoder.vae_scale_factor,
+            scaling_factor=decoder.scaling_factor,
+            max_pixels=min(decoder.max_pixels, area),
+            max_tokens=encoder.max_tokens,
+            scheduler_config=json.loads(denoiser.scheduler_config),
+        )
+
+    async def _denoiser_info(self) -> denoiser_pb2.GetDenoiserInfoResponse:
+        for replica in self.replicas:
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                return await replica.stub.GetDenoiserInfo(denoiser_pb2.GetDenoiserInfoRequest())
+        raise Unavailable(f"no denoiser answers: {self.settings.denoiser_targets}")
+
+    async def encode_text(self, texts: list[str]) -> tuple[torch.Tensor, list[int]]:
+        """Conditioning [texts, tokens, width], and the tokens cut from each text."""
+        request = encoder_pb2.EncodeTextRequest(texts=texts)
+        with _calling("encoder", self.settings.encoder_target):
+            response = await self.encoder.EncodeText(request, **calls.outgoing())
+        limit = self.settings.max_message_bytes
+        embeds = from_message(response.prompt_embeds, "prompt_embeds", (len(texts), None, None), limit)
+        return embeds, list(response.num_truncated_tokens)
+
+    async def encode_image(self, image: bytes, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and deviation of the image's latents."""
+        request = decoder_pb2.EncodeRequest(image=image, width=width, height=height)
+        with _calling("decoder", self.settings.decoder_target):
+            response = await self.decoder.Encode(request, **calls.outgoing())
+        limit = self.settings.max_message_bytes
+        mean = from_message(response.mean, "mean", (1, None, None, None), limit)
+        return mean, from_message(response.std, "std", tuple(mean.shape), limit)
+
+    async def decode(self, latents: torch.Tensor, image_format: str) -> bytes:
+        """The encoded image; image_format is PNG, JPEG or WEBP."""
+        wire_format = decoder_pb2.ImageFormat.Value(f"IMAGE_FORMAT_{image_format}")
+        request = decoder_pb2.DecodeRequest(latents=to_message(latents), image_format=wire_format)
+        with _calling("decoder", self.settings.decoder_target):
+            response = await self.decoder.Decode(request, **calls.outgoing())
+        return response.image
+
+    def open_trajectory(self, prompt_embeds: torch.Tensor) -> DenoiserStream:
+        """A stream for one trajectory, over whichever replicas live."""
+        settings = self.settings
+        return DenoiserStream(
+            self.replicas, prompt_embeds, settings.replica_wait_seconds, settings.step_timeout_seconds
+        )
+
+    async def close(self) -> None:
+        """Closes all channels."""
+        for channel in self._channels:
+            await channel.close()

@@ -1,0 +1,139 @@
+"""The denoiser replicas, and the stream of one trajectory over them.
+
+A trajectory's whole state is in the gateway, so a replica that dies costs one step: the stream is opened
+at another replica, the conditioning sent again, and the step repeated. The model is a function of its
+inputs, so the image is the same.
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import structlog
+import torch
+from prometheus_client import Counter
+from sfumato_protos.v1 import denoiser_pb2, denoiser_pb2_grpc
+
+from sfumato.common import calls
+from sfumato.common.errors import DeadlineExceeded, SfumatoError, Unavailable
+from sfumato.common.status import ForwardedError
+from sfumato.common.tensors import from_message, to_message
+
+log = structlog.get_logger()
+
+REPLAYED = Counter("sfumato_gateway_replayed_steps", "Steps repeated because a denoiser was lost.")
+LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN)
+RETRY_SECONDS = 0.1
+
+
+@dataclass
+class Replica:
+    """One denoiser: how many trajectories it has, and when it was last lost."""
+
+    target: str
+    stub: "denoiser_pb2_grpc.DenoiserServiceAsyncStub"
+    num_trajectories: int = 0
+    lost_at: float = float("-inf")
+
+
+def pick(replicas: list[Replica]) -> Replica:
+    """The replica with the fewest trajectories among those not lost in the last second, or at all."""
+    now = time.monotonic()
+    alive = [replica for replica in replicas if now - replica.lost_at > 1.0]
+    if alive:
+        return min(alive, key=lambda replica: replica.num_trajectories)
+    return min(replicas, key=lambda replica: replica.lost_at)
+
+
+class DenoiserStream:
+    """One trajectory's stream; survives the loss of replicas."""
+
+    def __init__(
+        self, replicas: list[Replica], prompt_embeds: torch.Tensor, wait_seconds: float, step_seconds: float
+    ) -> None:
+        self.num_replayed_steps = 0
+        self._replicas = replicas
+        self._open = denoiser_pb2.OpenTrajectory(prompt_embeds=to_message(prompt_embeds))
+        self._num_rows = len(prompt_embeds)
+        self._wait_seconds = wait_seconds
+        self._step_seconds = step_seconds
+        self._replica: Replica | None = None
+        self._call: Any = None
+
+    async def noise_pred(self, step: int, latents: torch.Tensor, timestep: float) -> torch.Tensor:
+        """[rows, C, h, w]. Repeats the step elsewhere when the replica is lost.
+
+        Raises:
+            Unavailable: no replica answered for wait_seconds, or within the deadline.
+        """
+        message = denoiser_pb2.DenoiseStep(step=step, latents=to_message(latents), timestep=timestep)
+        request = denoiser_pb2.DenoiseRequest(step=message)
+        shape = (self._num_rows, None, *latents.shape[2:])
+        give_up = self._give_up_time()
+        while True:
+            try:
+                response = await asyncio.wait_for(self._exchange(request), self._step_seconds)
+                return from_message(
+                    response.noise_pred, "noise_pred", shape, 16 * self._num_rows * latents.numel()
+                )
+            except (grpc.aio.AioRpcError, TimeoutError, asyncio.InvalidStateError) as error:
+                self._lose(error)
+            if time.monotonic() >= give_up:
+                targets = ", ".join(replica.target for replica in self._replicas)
+                raise Unavailable(f"no denoiser answers ({targets}); try again later")
+            self.num_replayed_steps += 1
+            REPLAYED.inc()
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _exchange(self, request: denoiser_pb2.DenoiseRequest) -> denoiser_pb2.DenoiseResponse:
+        if self._call is None:
+            self._replica = pick(self._replicas)
+            self._replica.num_trajectories += 1
+            self._call = self._replica.stub.Denoise(**calls.outgoing())
+            await self._call.write(denoiser_pb2.DenoiseRequest(open=self._open))
+        await self._call.write(request)
+        response = await self._call.read()
+        if response is grpc.aio.EOF:
+            raise asyncio.InvalidStateError(f"the denoiser ended the stream: {await self._call.code()}")
+        answer: denoiser_pb2.DenoiseResponse = response
+        return answer
+
+    def _lose(self, error: Exception) -> None:
+        """Lets go of the replica; raises what repeating cannot help."""
+        replica = self._release()
+        if isinstance(error, grpc.aio.AioRpcError) and error.code() not in LOST:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise DeadlineExceeded("the deadline passed during a step") from error
+            raise ForwardedError(error) from error
+        if replica is not None:
+            replica.lost_at = time.monotonic()
+            log.warning(
+                "denoiser lost", target=replica.target, request_id=calls.request_id.get(), error=str(error)
+            )
+
+    def _release(self) -> Replica | None:
+        replica, self._replica = self._replica, None
+        if replica is not None:
+            replica.num_trajectories -= 1
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+        return replica
+
+    def _give_up_time(self) -> float:
+        """When to stop looking for a replica: early enough that the client hears why."""
+        remaining = calls.remaining_seconds()
+        wait = self._wait_seconds if remaining is None else min(self._wait_seconds, 0.8 * remaining)
+        return time.monotonic() + wait
+
+    async def close(self) -> None:
+        """Ends the stream; the replica drops the conditioning and what is queued."""
+        self._release()
+
+
+def check_targets(targets: list[str]) -> None:
+    """Raises where no denoiser is configured."""
+    if not targets:
+        raise SfumatoError("SFUMATO_GATEWAY_DENOISER_TARGETS names no denoiser")

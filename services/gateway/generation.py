@@ -1,0 +1,187 @@
+"""One request from parameters to images: text in, trajectories, images out."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from sfumato.gateway.guidance import conditioning_texts
+from sfumato.gateway.masks import latent_mask
+from sfumato.gateway.parameters import FamilyInfo, Parameters
+from sfumato.gateway.trajectory import Source, prepare, sample
+
+
+class Denoiser(Protocol):
+    """An open trajectory at a denoiser."""
+
+    num_replayed_steps: int
+
+    async def noise_pred(self, step: int, latents: torch.Tensor, timestep: float) -> torch.Tensor:
+        """[rows, C, h, w] for one latent [1, C, h, w]."""
+
+    async def close(self) -> None:
+        """Frees what the stream holds."""
+
+
+class Services(Protocol):
+    """The model services as a generation sees them."""
+
+    async def encode_text(self, texts: list[str]) -> tuple[torch.Tensor, list[int]]:
+        """Conditioning [texts, tokens, width], and the tokens cut from each text."""
+
+    async def encode_image(self, image: bytes, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and deviation of the image's latents."""
+
+    async def decode(self, latents: torch.Tensor, image_format: str) -> bytes:
+        """The encoded image."""
+
+    def open_trajectory(self, prompt_embeds: torch.Tensor) -> Denoiser:
+        """A stream for one trajectory."""
+
+
+@dataclass
+class Seconds:
+    """Wall-clock seconds by stage, and steps that were run again."""
+
+    total: float = 0.0
+    encode_text: float = 0.0
+    encode_image: float = 0.0
+    denoise: float = 0.0
+    decode: float = 0.0
+    num_replayed_steps: int = 0
+
+    @contextlib.contextmanager
+    def add_to(self, stage: str) -> Iterator[None]:
+        """Adds the time of a `with` block to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, stage, getattr(self, stage) + time.perf_counter() - start)
+
+
+@dataclass(frozen=True)
+class Started:
+    """The request is accepted: so many steps an image, and what the user should know."""
+
+    num_steps: int
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """A step of an image is done; preview is an encoded image or empty."""
+
+    image_index: int
+    step: int
+    num_steps: int
+    preview: bytes = b""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An image is done."""
+
+    image_index: int
+    seed: int
+    data: bytes
+
+
+Event = Started | Stepped | Finished | Seconds
+
+
+@dataclass
+class Generation:
+    """Runs one request."""
+
+    parameters: Parameters
+    family: FamilyInfo
+    services: Services
+    max_input_pixels: int
+    seconds: Seconds = field(default_factory=Seconds)
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Started, then steps and images as they come, then the timings."""
+        start = time.perf_counter()
+        p = self.parameters
+        _, timesteps = prepare(p, self.family.scheduler_config)
+        with self.seconds.add_to("encode_text"):
+            texts = conditioning_texts(p.prompt, p.negative_prompt, p.guided)
+            prompt_embeds, cut = await self.services.encode_text(texts)
+        source = await self._source() if p.image else None
+        warnings = [
+            f"{count} tokens beyond the family's {self.family.max_tokens} were cut from {text!r:.60}"
+            for text, count in zip(texts, cut, strict=True)
+            if count
+        ]
+        yield Started(len(timesteps), warnings)
+        # Bounded, so that a slow reader slows its own request and nothing piles up.
+        queue: asyncio.Queue[Event | BaseException | None] = asyncio.Queue(maxsize=64)
+        runs = asyncio.gather(*(self._image(i, prompt_embeds, source, queue) for i in range(p.num_images)))
+        feeder = asyncio.ensure_future(_end(runs, queue))
+        try:
+            while (event := await queue.get()) is not None:
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
+        finally:
+            runs.cancel()
+            feeder.cancel()
+            await asyncio.gather(runs, feeder, return_exceptions=True)
+        self.seconds.total = time.perf_counter() - start
+        yield self.seconds
+
+    async def _source(self) -> Source:
+        p = self.parameters
+        mask = None
+        if p.mask:
+            factor = self.family.vae_scale_factor
+            mask = await asyncio.to_thread(
+                latent_mask, p.mask, p.image, p.width, p.height, factor, self.max_input_pixels
+            )
+        with self.seconds.add_to("encode_image"):
+            mean, std = await self.services.encode_image(p.image, p.width, p.height)
+        return Source(mean, std, mask)
+
+    async def _image(
+        self,
+        index: int,
+        prompt_embeds: torch.Tensor,
+        source: Source | None,
+        queue: "asyncio.Queue[Event | BaseException | None]",
+    ) -> None:
+        p = self.parameters
+        seed = p.seed + index
+        denoiser = self.services.open_trajectory(prompt_embeds)
+        latents = torch.empty(0)
+        begun = time.perf_counter()
+        try:
+            async for step in sample(p, seed, self.family, source, denoiser.noise_pred):
+                latents = step.latents
+                done = step.index + 1
+                wanted = p.preview_interval_steps and done % p.preview_interval_steps == 0
+                preview = await self.services.decode(step.predicted_x0(), p.image_format) if wanted else b""
+                await queue.put(Stepped(index, done, step.num_steps, preview))
+        finally:
+            self.seconds.denoise += time.perf_counter() - begun
+            self.seconds.num_replayed_steps += denoiser.num_replayed_steps
+            await denoiser.close()
+        with self.seconds.add_to("decode"):
+            data = await self.services.decode(latents, p.image_format)
+        await queue.put(Finished(index, seed, data))
+
+
+async def _end(
+    runs: "asyncio.Future[list[None]]", queue: "asyncio.Queue[Event | BaseException | None]"
+) -> None:
+    """Puts the end, or the first failure, behind the last event."""
+    try:
+        await runs
+    except Exception as error:
+        await queue.put(error)
+    else:
+        await queue.put(None)

@@ -1,0 +1,138 @@
+"""A request's parameters: defaults resolved, limits checked before anything is allocated."""
+
+import math
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sfumato.common.errors import InvalidArgument, NotFound, ResourceExhausted
+from sfumato.gateway.config import GatewaySettings
+from sfumato.gateway.sampling import SCHEDULERS
+
+
+@dataclass(frozen=True)
+class FamilyInfo:
+    """What the model services said of the family that they hold."""
+
+    name: str
+    latent_channels: int
+    sample_size: int
+    vae_scale_factor: int
+    scaling_factor: float
+    max_pixels: int
+    max_tokens: int
+    scheduler_config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """A request as it will be run. Units, ranges and defaults: GenerateRequest in gateway.proto."""
+
+    prompt: str
+    negative_prompt: str
+    seed: int
+    num_images: int
+    num_inference_steps: int
+    guidance_scale: float
+    scheduler: str
+    width: int
+    height: int
+    strength: float
+    preview_interval_steps: int
+    image_format: str
+    image: bytes
+    mask: bytes
+
+    @property
+    def guided(self) -> bool:
+        """Whether the null text is needed beside the prompt."""
+        return self.guidance_scale > 1
+
+
+def resolve(given: Mapping[str, Any], family: FamilyInfo, settings: GatewaySettings) -> Parameters:
+    """Parameters from the fields that a request set.
+
+    Args:
+        given: field name to value, only those that were set.
+        family: which family will run it.
+        settings: the limits.
+
+    Raises:
+        InvalidArgument, ResourceExhausted, NotFound: with field, limit and value.
+    """
+    if given.get("family", family.name) != family.name:
+        raise NotFound(f"{given['family']} is not served here; {family.name} is", field="family",
+                       limit=family.name, value=given["family"])  # fmt: skip
+    side = family.sample_size * family.vae_scale_factor
+    image, mask = given.get("image", b""), given.get("mask", b"")
+    num_images = _whole(given, "num_images", 1, 1, settings.max_num_images)
+    parameters = Parameters(
+        prompt=_text(given, "prompt", settings.max_prompt_characters),
+        negative_prompt=_text(given, "negative_prompt", settings.max_prompt_characters),
+        seed=_whole(given, "seed", secrets.randbits(32), 0, 2**63 - 1 - num_images),
+        num_images=num_images,
+        num_inference_steps=_whole(given, "num_inference_steps", 30, 1, settings.max_num_inference_steps),
+        guidance_scale=_real(given, "guidance_scale", 5.0, 0, 100),
+        scheduler=given.get("scheduler", "dpmpp_2m"),
+        width=_side(given, "width", side, family),
+        height=_side(given, "height", side, family),
+        strength=_real(given, "strength", 1.0 if mask else 0.8, 0, 1),
+        preview_interval_steps=_whole(given, "preview_interval_steps", 0, 0, 1000),
+        image_format=given.get("image_format", "PNG"),
+        image=image,
+        mask=mask,
+    )
+    _check(parameters, given, family, settings)
+    return parameters
+
+
+def _check(
+    parameters: Parameters, given: Mapping[str, Any], family: FamilyInfo, settings: GatewaySettings
+) -> None:
+    """What concerns several fields, or none of the numbers."""
+    if not parameters.prompt.strip():
+        raise InvalidArgument("prompt", "1 or more characters", "empty", "Say what the image shows.")
+    if parameters.scheduler not in SCHEDULERS:
+        raise InvalidArgument("scheduler", f"one of {', '.join(SCHEDULERS)}", parameters.scheduler)
+    max_pixels = min(settings.max_pixels, family.max_pixels)
+    if parameters.width * parameters.height > max_pixels:
+        asked = f"{parameters.width}x{parameters.height}"
+        raise InvalidArgument("width x height", f"at most {max_pixels} pixels", asked)
+    for field, data in (("image", parameters.image), ("mask", parameters.mask)):
+        if len(data) > settings.max_image_bytes:
+            raise ResourceExhausted(field, f"at most {settings.max_image_bytes} bytes", f"{len(data)} bytes")
+    if parameters.mask and not parameters.image:
+        raise InvalidArgument("mask", "given together with image", "given alone")
+    if "strength" in given and not parameters.image:
+        raise InvalidArgument("strength", "given together with image", given["strength"])
+    if parameters.image and parameters.strength == 0:
+        raise InvalidArgument("strength", "above 0 and at most 1", parameters.strength)
+
+
+def _whole(given: Mapping[str, Any], field: str, default: int, low: int, high: int) -> int:
+    value = int(given.get(field, default))
+    if not low <= value <= high:
+        raise InvalidArgument(field, f"{low} to {high}", value)
+    return value
+
+
+def _real(given: Mapping[str, Any], field: str, default: float, low: float, high: float) -> float:
+    value = float(given.get(field, default))
+    if not (math.isfinite(value) and low <= value <= high):
+        raise InvalidArgument(field, f"a number from {low} to {high}", value)
+    return value
+
+
+def _text(given: Mapping[str, Any], field: str, limit: int) -> str:
+    text = str(given.get(field, ""))
+    if len(text) > limit:
+        raise InvalidArgument(field, f"at most {limit} characters", f"{len(text)} characters")
+    return text
+
+
+def _side(given: Mapping[str, Any], field: str, default: int, family: FamilyInfo) -> int:
+    value = int(given.get(field, default))
+    if value < 1 or value % family.vae_scale_factor:
+        raise InvalidArgument(field, f"a positive multiple of {family.vae_scale_factor}", value)
+    return value

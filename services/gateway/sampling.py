@@ -1,0 +1,82 @@
+"""Samplers: diffusers' schedulers by name, their timesteps, and the predicted x0.
+
+A sampler is the family's scheduler_config.json under another diffusers class, as in
+`DDIMScheduler.from_config(pipeline.scheduler.config)`.
+"""
+
+import inspect
+from typing import Any
+
+import diffusers
+import torch
+
+from sfumato.common.errors import InvalidArgument
+
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddpm": ("DDPMScheduler", {}),
+    "ddim": ("DDIMScheduler", {}),
+    "pndm": ("PNDMScheduler", {}),
+    "lms": ("LMSDiscreteScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "dpmpp_2m": ("DPMSolverMultistepScheduler", {}),
+    "dpmpp_2m_karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "dpmpp_sde": ("DPMSolverSinglestepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
+}
+
+
+def make_scheduler(name: str, scheduler_config: dict[str, Any]) -> Any:
+    """A fresh scheduler; it holds one trajectory's state."""
+    class_name, overrides = SCHEDULERS[name]
+    return getattr(diffusers, class_name).from_config(scheduler_config, **overrides)
+
+
+def set_timesteps(scheduler: Any, num_inference_steps: int, strength: float) -> torch.Tensor:
+    """The timesteps to run, [steps]; with strength < 1 only the last ones (SDEdit, as in diffusers).
+
+    Raises:
+        InvalidArgument: the sampler cannot take so many steps, or strength leaves none.
+    """
+    try:
+        scheduler.set_timesteps(num_inference_steps)
+    except (ValueError, IndexError, AssertionError) as error:
+        limit = f"a number of steps that {type(scheduler).__name__} takes"
+        raise InvalidArgument("num_inference_steps", limit, num_inference_steps, str(error)[:200]) from error
+    kept = min(int(num_inference_steps * strength), num_inference_steps)
+    if kept < 1:
+        limit = f"at least 1/num_inference_steps, which is {1 / num_inference_steps:.4g}"
+        raise InvalidArgument("strength", limit, strength)
+    first = (num_inference_steps - kept) * scheduler.order
+    if strength < 1 and hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
+    timesteps: torch.Tensor = scheduler.timesteps[first:]
+    return timesteps
+
+
+def step_options(scheduler: Any, generator: torch.Generator) -> dict[str, Any]:
+    """Keyword arguments of `scheduler.step` that this scheduler has: eta 0 and the image's generator."""
+    names = inspect.signature(scheduler.step).parameters
+    options: dict[str, Any] = {"eta": 0.0, "generator": generator}
+    return {name: value for name, value in options.items() if name in names}
+
+
+def predicted_x0(
+    scheduler: Any, model_input: torch.Tensor, model_output: torch.Tensor, timestep: float
+) -> torch.Tensor:
+    """The image's latents as this step sees them: DDPM (Ho et al. 2020), equation 15.
+
+    Args:
+        scheduler: gives alphas_cumprod and the prediction type.
+        model_input: x_t in its variance-preserving form, as the UNet took it.
+        model_output: eps or v.
+        timestep: t; rounded where the sampler uses fractional ones.
+    """
+    index = min(max(round(timestep), 0), len(scheduler.alphas_cumprod) - 1)
+    alpha_cumprod = float(scheduler.alphas_cumprod[index])
+    signal, noise = alpha_cumprod**0.5, (1 - alpha_cumprod) ** 0.5
+    if scheduler.config.prediction_type == "v_prediction":
+        return signal * model_input - noise * model_output
+    return (model_input - noise * model_output) / signal

@@ -1,0 +1,175 @@
+"""Messages to generations and their events back to messages."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import structlog
+import torch
+from sfumato_protos.v1 import decoder_pb2, gateway_pb2, gateway_pb2_grpc
+
+from sfumato.common import calls
+from sfumato.common.calls import Context
+from sfumato.common.errors import InvalidArgument, ResourceExhausted, Unavailable
+from sfumato.gateway.channels import ModelServices
+from sfumato.gateway.config import GatewaySettings
+from sfumato.gateway.generation import Event, Finished, Generation, Seconds, Started, Stepped
+from sfumato.gateway.parameters import FamilyInfo, Parameters, resolve
+from sfumato.gateway.sampling import SCHEDULERS
+
+log = structlog.get_logger()
+
+METHODS = ("text-to-image", "image-to-image", "inpainting")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
+    """Serves GatewayService."""
+
+    service_name = "sfumato.v1.GatewayService"
+    services: ModelServices
+    family: FamilyInfo
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self.settings = settings
+        self.num_images = 0
+
+    def register(self, server: grpc.aio.Server) -> None:
+        gateway_pb2_grpc.add_GatewayServiceServicer_to_server(self, server)
+
+    async def load(self) -> None:
+        # The schedulers' arithmetic is on one small tensor: more threads only cost.
+        torch.set_num_threads(1)
+        self.services = ModelServices(self.settings)
+        while True:
+            try:
+                self.family = await self.services.family()
+                return
+            except (grpc.aio.AioRpcError, Unavailable) as error:
+                log.info("waiting for the model services", error=str(error)[:200])
+                await asyncio.sleep(0.2)
+
+    async def close(self) -> None:
+        if hasattr(self, "services"):
+            await self.services.close()
+
+    async def ListFamilies(
+        self, request: gateway_pb2.ListFamiliesRequest, context: Context
+    ) -> gateway_pb2.ListFamiliesResponse:
+        if not 0 <= request.page_size <= 1000:
+            raise InvalidArgument("page_size", "0 to 1000", request.page_size)
+        if request.page_token:
+            raise InvalidArgument("page_token", "a token that this service gave", request.page_token)
+        side = self.family.sample_size * self.family.vae_scale_factor
+        family = gateway_pb2.Family(
+            name=self.family.name,
+            methods=METHODS,
+            schedulers=[scheduler_value(name) for name in SCHEDULERS],
+            default_width=side,
+            default_height=side,
+            size_multiple=self.family.vae_scale_factor,
+            max_pixels=min(self.settings.max_pixels, self.family.max_pixels),
+            max_tokens=self.family.max_tokens,
+        )
+        return gateway_pb2.ListFamiliesResponse(families=[family])
+
+    async def Generate(
+        self, request: gateway_pb2.GenerateRequest, context: Context
+    ) -> AsyncIterator[gateway_pb2.GenerateResponse]:
+        if request.request_id:
+            if not _REQUEST_ID.fullmatch(request.request_id):
+                raise InvalidArgument("request_id", "1 to 128 of [A-Za-z0-9._-]", request.request_id)
+            calls.request_id.set(request.request_id)
+        parameters = resolve(given_fields(request), self.family, self.settings)
+        limit = self.settings.max_concurrent_images
+        if self.num_images + parameters.num_images > limit:
+            advice = "Try again when others are done."
+            raise ResourceExhausted(
+                "num_images", f"at most {limit} over all requests", self.num_images, advice
+            )
+        self.num_images += parameters.num_images
+        try:
+            pixels = self.settings.max_input_pixels
+            generation = Generation(parameters, self.family, self.services, pixels)
+            async for event in generation.events():
+                yield to_response(event, parameters, self.family)
+        finally:
+            self.num_images -= parameters.num_images
+
+
+def scheduler_value(name: str) -> gateway_pb2.Scheduler.ValueType:
+    """The wire value of a sampler's name."""
+    return gateway_pb2.Scheduler.Value(f"SCHEDULER_{name.upper()}")
+
+
+def given_fields(request: gateway_pb2.GenerateRequest) -> dict[str, Any]:
+    """The fields that the client set, enums by name ("dpmpp_2m", "PNG"), unknown ones as numbers."""
+    given: dict[str, Any] = {descriptor.name: value for descriptor, value in request.ListFields()}
+    given.pop("request_id", None)
+    if "scheduler" in given:
+        value = gateway_pb2.Scheduler.DESCRIPTOR.values_by_number.get(given["scheduler"])
+        given["scheduler"] = (
+            value.name.removeprefix("SCHEDULER_").lower() if value else str(given["scheduler"])
+        )
+    if "image_format" in given:
+        value = decoder_pb2.ImageFormat.DESCRIPTOR.values_by_number.get(given["image_format"])
+        if value is None:
+            raise InvalidArgument("image_format", "one of PNG, JPEG, WEBP", given["image_format"])
+        given["image_format"] = value.name.removeprefix("IMAGE_FORMAT_")
+    return given
+
+
+def to_response(event: Event, p: Parameters, family: FamilyInfo) -> gateway_pb2.GenerateResponse:
+    """An event as its message."""
+    image_format = decoder_pb2.ImageFormat.Value(f"IMAGE_FORMAT_{p.image_format}")
+    match event:
+        case Started(num_steps, warnings):
+            accepted = gateway_pb2.Accepted(
+                request_id=calls.request_id.get(),
+                parameters=resolved_request(p, family),
+                num_steps=num_steps,
+                warnings=warnings,
+            )
+            return gateway_pb2.GenerateResponse(accepted=accepted)
+        case Stepped(image_index, step, num_steps, preview):
+            done = gateway_pb2.StepDone(
+                image_index=image_index, step=step, num_steps=num_steps, preview=preview
+            )
+            return gateway_pb2.GenerateResponse(step=done)
+        case Finished(index, seed, data):
+            image = gateway_pb2.Image(
+                index=index, seed=seed, data=data, image_format=image_format, width=p.width, height=p.height
+            )
+            return gateway_pb2.GenerateResponse(image=image)
+        case Seconds():
+            timings = gateway_pb2.Timings(
+                total_seconds=event.total,
+                encode_text_seconds=event.encode_text,
+                encode_image_seconds=event.encode_image,
+                denoise_seconds=event.denoise,
+                decode_seconds=event.decode,
+                num_replayed_steps=event.num_replayed_steps,
+            )
+            return gateway_pb2.GenerateResponse(done=gateway_pb2.Done(timings=timings))
+
+
+def resolved_request(p: Parameters, family: FamilyInfo) -> gateway_pb2.GenerateRequest:
+    """The request with every default filled in, less the image and the mask."""
+    return gateway_pb2.GenerateRequest(
+        family=family.name,
+        prompt=p.prompt,
+        negative_prompt=p.negative_prompt,
+        seed=p.seed,
+        num_images=p.num_images,
+        num_inference_steps=p.num_inference_steps,
+        guidance_scale=p.guidance_scale,
+        scheduler=scheduler_value(p.scheduler),
+        width=p.width,
+        height=p.height,
+        strength=p.strength if p.image else None,
+        preview_interval_steps=p.preview_interval_steps,
+        image_format=decoder_pb2.ImageFormat.Value(f"IMAGE_FORMAT_{p.image_format}"),
+        request_id=calls.request_id.get(),
+    )

@@ -1,0 +1,44 @@
+"""Batches of scenes from worker processes, as a resumable stream: batch k depends on the seed and k alone."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from sfumato.trainer import artwork
+from sfumato.trainer.scenes import caption, draw_scene, render
+
+
+class SceneBatches(Dataset[tuple[torch.Tensor, list[str]]]):
+    """Item k: uint8 images [batch, 3, 64, 64] and their captions."""
+
+    def __init__(
+        self, data: Path, seed: int, batch: int, first: int, last: int, held_out: bool = False
+    ) -> None:
+        self.art = artwork.load(data)
+        self.seed, self.batch, self.first, self.last, self.held_out = seed, batch, first, last, held_out
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, list[str]]:
+        rng = np.random.default_rng((self.seed, self.first + index))
+        scenes = [draw_scene(rng, self.held_out) for _ in range(self.batch)]
+        images = np.stack([render(scene, self.art) for scene in scenes])
+        return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), [caption(s, rng) for s in scenes]
+
+
+def stream(
+    data: Path, seed: int, batch: int, first: int, last: int, workers: int = 1, held_out: bool = False
+) -> Iterator[tuple[torch.Tensor, list[str]]]:
+    """Batches first to last - 1."""
+    dataset = SceneBatches(data, seed, batch, first, last, held_out)
+    loader = DataLoader(dataset, batch_size=None, num_workers=workers, prefetch_factor=8 if workers else None)
+    yield from loader
+
+
+def to_pixels(images: torch.Tensor) -> torch.Tensor:
+    """uint8 to float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
