@@ -17,7 +17,7 @@ from sfumato.gateway.channels import ModelServices
 from sfumato.gateway.config import GatewaySettings
 from sfumato.gateway.generation import Event, Finished, Generation, Seconds, Started, Stepped
 from sfumato.gateway.parameters import FamilyInfo, Parameters, resolve
-from sfumato.gateway.sampling import SCHEDULERS
+from sfumato.gateway.sampling import SCHEDULERS, make_scheduler
 
 log = structlog.get_logger()
 
@@ -46,6 +46,9 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         while True:
             try:
                 self.family = await self.services.family()
+                # diffusers imports each scheduler at its first use: now, not in the first request.
+                for name in SCHEDULERS:
+                    make_scheduler(name, self.family.scheduler_config)
                 return
             except (grpc.aio.AioRpcError, Unavailable) as error:
                 log.info("waiting for the model services", error=str(error)[:200])

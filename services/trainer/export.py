@@ -78,7 +78,7 @@ def export_clip(clip: dict[str, torch.Tensor], tokenizer: Path, folder: Path) ->
 
 
 def export(checkpoints: Path, family: Path) -> None:
-    """Writes the family from autoencoder, clip, unet (and judge, where there is one) of a checkpoint folder."""
+    """Writes the family from a folder of checkpoints; the judge too, where there is one."""
     tokenizer = checkpoints / "tokenizer"
     clip = average_of(checkpoints / "clip.safetensors")
     vae = make_autoencoder()
@@ -90,7 +90,8 @@ def export(checkpoints: Path, family: Path) -> None:
     text_encoder = text_encoder_from(clip, vocabulary_size(tokenizer))
     for name, model in (("vae", vae), ("unet", unet), ("text_encoder", text_encoder)):
         model.half().save_pretrained(family / name, safe_serialization=True)
-    PNDMScheduler(skip_prk_steps=True, **{k: v for k, v in NOISE_SCHEDULE.items() if k != "clip_sample"}).save_pretrained(family / "scheduler")  # fmt: skip
+    scheduler: Any = PNDMScheduler(skip_prk_steps=True, **NOISE_SCHEDULE)
+    scheduler.save_pretrained(family / "scheduler")
     shutil.copytree(tokenizer, family / "tokenizer", dirs_exist_ok=True)
     export_clip(clip, tokenizer, family / "clip")
     if (checkpoints / "judge.safetensors").exists():

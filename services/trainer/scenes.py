@@ -15,6 +15,9 @@ from sfumato.trainer.vocabulary import COLOURS, EMOJI, STYLES
 SIDE = 64
 HELD_OUT_SHARE = 0.08
 SINGLE_SHARE = 0.75
+# Word, smallest and largest side in pixels, of an emoji that is alone.
+SIZES = (("small", 26, 34), ("", 44, 56), ("large", 56, 62))
+SIZE_SHARES = (0.15, 0.6, 0.25)
 RELATIONS = ("left of", "right of", "above", "below")
 
 
@@ -55,7 +58,7 @@ def draw_scene(rng: np.random.Generator, held_out: bool = False) -> Scene:
         if all(is_held_out(index, colour) == held_out for index in emoji):
             break
     if single:
-        size_word, low, high = (("small", 26, 34), ("", 44, 56), ("large", 56, 62))[int(rng.choice(3, p=(0.15, 0.6, 0.25)))]  # fmt: skip
+        size_word, low, high = SIZES[int(rng.choice(3, p=SIZE_SHARES))]
         side = int(rng.integers(low, high + 1))
         middle = (SIDE - side) // 2
         shift = int(rng.integers(-2, 3)), int(rng.integers(-2, 3))

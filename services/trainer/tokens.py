@@ -42,9 +42,10 @@ def train_tokenizer(folder: Path, seed: int = 0) -> None:
 
 def _write(folder: Path, tokenizer: Tokenizer, alphabet: list[str]) -> None:
     """CLIP's order: bytes, bytes that end a word, merges, start, end."""
-    merges = [pair if isinstance(pair, list) else pair.split(" ") for pair in json.loads(tokenizer.to_str())["model"]["merges"]]  # fmt: skip
+    learnt = json.loads(tokenizer.to_str())["model"]["merges"]
+    merges = [pair if isinstance(pair, list) else pair.split(" ") for pair in learnt]
     words = [*alphabet, *(f"{symbol}</w>" for symbol in alphabet), *("".join(pair) for pair in merges)]
-    unique = list(dict.fromkeys(words)) + [START, END]
+    unique = [*dict.fromkeys(words), START, END]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(unique)}))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))

@@ -24,7 +24,7 @@ CAPTION_DROPOUT = 0.1
 MIN_SNR_GAMMA = 5.0
 NOISE_SCHEDULE: dict[str, Any] = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
-    "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "prediction_type": "epsilon",
+    "set_alpha_to_one": False, "steps_offset": 1, "prediction_type": "epsilon",
 }  # fmt: skip
 
 
@@ -32,7 +32,7 @@ def make_unet() -> Any:
     """Untrained, 11 M parameters, in diffusers' layout."""
     return UNet2DConditionModel(
         sample_size=8, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, layers_per_block=2,
-        block_out_channels=(96, 192), down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        block_out_channels=(96, 160), down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=4, norm_num_groups=16,
     )  # fmt: skip
@@ -42,7 +42,7 @@ def make_unet() -> Any:
 def encode_latents(
     data: Path, autoencoder: Path, tokenizer: Path, path: Path, num_scenes: int, seed: int
 ) -> None:
-    """Writes mean and deviation of each scene's latents, scaled to unit variance, and its caption's tokens."""
+    """Writes mean and deviation of each scene's latents, scaled to unit variance, and the caption's tokens."""
     model = make_autoencoder()
     model.load_state_dict(average_of(autoencoder))
     model.eval()
@@ -78,7 +78,9 @@ def train_unet(
     """Trains, or goes on training. text_encoder: token ids to hidden states, frozen."""
     torch.manual_seed(seed)
     model = make_unet()
-    noise_scheduler = DDPMScheduler(**{k: v for k, v in NOISE_SCHEDULE.items() if k != "set_alpha_to_one"})
+    noise_scheduler: Any = DDPMScheduler(
+        **{k: v for k, v in NOISE_SCHEDULE.items() if k != "set_alpha_to_one"}
+    )
     alphas_cumprod = noise_scheduler.alphas_cumprod
     latents = load_file(latents_path)
 

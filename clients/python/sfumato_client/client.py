@@ -1,0 +1,122 @@
+"""`Client` and `AsyncClient`: the same calls, blocking and awaited."""
+
+from collections.abc import AsyncIterator, Iterator
+from types import TracebackType
+from typing import Self, Unpack
+
+import grpc
+from sfumato_protos.v1 import gateway_pb2, gateway_pb2_grpc
+
+from sfumato_client.errors import from_rpc_error
+from sfumato_client.requests import GenerateOptions, build_request
+from sfumato_client.results import GenerateResult
+
+MAX_MESSAGE_BYTES = 64 * 2**20
+TIMEOUT_SECONDS = 300.0
+CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+)
+
+
+class Client:
+    """Calls a gateway and blocks. A context manager; safe to share between threads."""
+
+    def __init__(self, target: str, timeout: float = TIMEOUT_SECONDS) -> None:
+        """target: "host:port" of the gateway. timeout: deadline of each call, in seconds."""
+        self.timeout = timeout
+        self._channel = grpc.insecure_channel(target, CHANNEL_OPTIONS)
+        self._stub: gateway_pb2_grpc.GatewayServiceStub = gateway_pb2_grpc.GatewayServiceStub(self._channel)
+
+    def generate(self, prompt: str, **options: Unpack[GenerateOptions]) -> GenerateResult:
+        """Makes images. Raises SfumatoError with field, limit and value when refused."""
+        result = GenerateResult()
+        for event in self.generate_events(prompt, **options):
+            result.add(event)
+        return result
+
+    def generate_events(
+        self, prompt: str, **options: Unpack[GenerateOptions]
+    ) -> Iterator[gateway_pb2.GenerateResponse]:
+        """The events as they come. Closing the iterator cancels the request."""
+        call = self._stub.Generate(build_request(prompt, options), timeout=self.timeout)
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            call.cancel()
+
+    def list_families(self) -> list[gateway_pb2.Family]:
+        """The families served, and what each can do."""
+        try:
+            request = gateway_pb2.ListFamiliesRequest()
+            return list(self._stub.ListFamilies(request, timeout=self.timeout).families)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+    def close(self) -> None:
+        """Closes the channel; running calls are cancelled."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncClient:
+    """Calls a gateway from asyncio. An async context manager."""
+
+    def __init__(self, target: str, timeout: float = TIMEOUT_SECONDS) -> None:
+        """target: "host:port" of the gateway. timeout: deadline of each call, in seconds."""
+        self.timeout = timeout
+        self._channel = grpc.aio.insecure_channel(target, CHANNEL_OPTIONS)
+        self._stub: gateway_pb2_grpc.GatewayServiceAsyncStub = gateway_pb2_grpc.GatewayServiceStub(
+            self._channel
+        )
+
+    async def generate(self, prompt: str, **options: Unpack[GenerateOptions]) -> GenerateResult:
+        """Makes images. Raises SfumatoError with field, limit and value when refused."""
+        result = GenerateResult()
+        async for event in self.generate_events(prompt, **options):
+            result.add(event)
+        return result
+
+    async def generate_events(
+        self, prompt: str, **options: Unpack[GenerateOptions]
+    ) -> AsyncIterator[gateway_pb2.GenerateResponse]:
+        """The events as they come. Closing the iterator, or cancelling the task, cancels the request."""
+        call = self._stub.Generate(build_request(prompt, options), timeout=self.timeout)
+        try:
+            async for event in call:
+                yield event
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            call.cancel()
+
+    async def list_families(self) -> list[gateway_pb2.Family]:
+        """The families served, and what each can do."""
+        try:
+            request = gateway_pb2.ListFamiliesRequest()
+            return list((await self._stub.ListFamilies(request, timeout=self.timeout)).families)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+
+    async def close(self) -> None:
+        """Closes the channel; running calls are cancelled."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

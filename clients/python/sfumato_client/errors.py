@@ -1,0 +1,45 @@
+"""What a failed call raises: the google.rpc status, with field, limit and value where there are any."""
+
+from typing import cast
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+DETAILS_KEY = "grpc-status-details-bin"
+
+
+class SfumatoError(Exception):
+    """A call failed.
+
+    Attributes:
+        code: name of the gRPC status, such as "INVALID_ARGUMENT".
+        message: what was wrong, the limit, what was given, what to do.
+        reason: the ErrorInfo's reason, "" without one.
+        field, limit, value: what it is about, "" where it is about no field.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+        self.reason = self.field = self.limit = self.value = ""
+
+
+def from_rpc_error(error: grpc.RpcError) -> SfumatoError:
+    """Reads the status details of an error of a sync or async call."""
+    call = cast(grpc.Call, error)
+    result = SfumatoError(call.code().name, call.details() or "no details")
+    for key, value in call.trailing_metadata() or ():
+        if key == DETAILS_KEY and isinstance(value, bytes):
+            _read_details(result, status_pb2.Status.FromString(value))
+    return result
+
+
+def _read_details(result: SfumatoError, status: status_pb2.Status) -> None:
+    for detail in status.details:
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info):
+            result.reason = info.reason
+            result.field = info.metadata.get("field", "")
+            result.limit = info.metadata.get("limit", "")
+            result.value = info.metadata.get("value", "")

@@ -1,0 +1,61 @@
+"""A finished generation, and how its events add up to it."""
+
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sfumato_protos.v1 import gateway_pb2
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """One image, encoded."""
+
+    index: int
+    seed: int  # makes this image alone, with num_images 1
+    data: bytes
+    width: int  # pixels
+    height: int  # pixels
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the file; it appears whole or not at all. Makes the folder if there is none."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, fresh = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(self.data)
+            Path(fresh).chmod(0o644)
+            Path(fresh).replace(path)
+        except BaseException:
+            Path(fresh).unlink(missing_ok=True)
+            raise
+        return path
+
+
+@dataclass
+class GenerateResult:
+    """What a generation gave."""
+
+    request_id: str = ""
+    parameters: gateway_pb2.GenerateRequest = field(default_factory=gateway_pb2.GenerateRequest)
+    num_steps: int = 0
+    warnings: list[str] = field(default_factory=list)
+    images: list[GeneratedImage] = field(default_factory=list)
+    timings: gateway_pb2.Timings = field(default_factory=gateway_pb2.Timings)
+
+    def add(self, event: gateway_pb2.GenerateResponse) -> None:
+        """Takes in one event of the stream."""
+        match event.WhichOneof("event"):
+            case "accepted":
+                self.request_id = event.accepted.request_id
+                self.parameters = event.accepted.parameters
+                self.num_steps = event.accepted.num_steps
+                self.warnings = list(event.accepted.warnings)
+            case "image":
+                i = event.image
+                self.images.append(GeneratedImage(i.index, i.seed, i.data, i.width, i.height))
+                self.images.sort(key=lambda image: image.index)
+            case "done":
+                self.timings = event.done.timings

@@ -1,0 +1,213 @@
+"""All services on this machine, each its own process."""
+
+import contextlib
+import ctypes
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+READY_SECONDS = 120.0
+STOP_SECONDS = 40.0
+RESTART_SECONDS = 0.5
+PR_SET_PDEATHSIG = 1
+
+
+class StackError(Exception):
+    """The services could not be started; the message says which and why."""
+
+
+@dataclass
+class Service:
+    """One service: where it listens, and its process."""
+
+    name: str
+    port: int
+    environment: dict[str, str]
+    log: Path
+    process: "subprocess.Popen[bytes]" = field(init=False)
+
+    @property
+    def target(self) -> str:
+        """host:port."""
+        return f"127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Starts the process; it dies with this one."""
+        module = self.name.rstrip("0123456789")
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", f"sfumato.{module}"],
+                env={**os.environ, **self.environment},
+                stderr=log,
+                stdout=log,
+                stdin=subprocess.DEVNULL,
+                preexec_fn=_die_with_parent,
+                start_new_session=True,  # Ctrl-C is for the launcher, which then drains
+            )
+
+    def last_lines(self, count: int = 8) -> str:
+        """The end of the log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-count:])
+
+
+@dataclass
+class Stack:
+    """The running services."""
+
+    family: Path
+    gateway: Service
+    encoder: Service
+    decoder: Service
+    denoisers: list[Service]
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def target(self) -> str:
+        """host:port of the gateway."""
+        return self.gateway.target
+
+    @property
+    def services(self) -> list[Service]:
+        """All of them, the gateway first."""
+        return [self.gateway, self.encoder, self.decoder, *self.denoisers]
+
+    def ready_line(self) -> str:
+        """One line for people and scripts."""
+        parts = ", ".join(f"{s.name} {s.target} (pid {s.process.pid})" for s in self.services[1:])
+        gateway = f"gateway {self.target} (pid {self.gateway.process.pid})"
+        return f"ready: {gateway}, family {self.family.name}, {parts}"
+
+    def watch(self) -> None:
+        """Restarts services that die, until `stopping` is set."""
+        while not self.stopping.wait(RESTART_SECONDS):
+            for service in self.services:
+                code = service.process.poll()
+                if code is not None and not self.stopping.is_set():
+                    print(f"{service.name} ended with {code}; starting it again", file=sys.stderr)
+                    service.start()
+
+    def stop(self) -> None:
+        """Drains the gateway, then stops the model services; kills what does not end in time."""
+        self.stopping.set()
+        end = time.monotonic() + STOP_SECONDS
+        for group in ([self.gateway], self.services[1:]):
+            started = [service for service in group if hasattr(service, "process")]
+            for service in started:
+                if service.process.poll() is None:
+                    service.process.send_signal(signal.SIGTERM)
+            for service in started:
+                try:
+                    service.process.wait(max(0.1, end - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    service.process.kill()
+                    service.process.wait()
+
+
+@contextlib.contextmanager
+def local_stack(
+    family: Path,
+    *,
+    port: int = 0,
+    host: str = "127.0.0.1",
+    denoisers: int = 1,
+    log_dir: Path,
+    settings: dict[str, str] | None = None,
+) -> Iterator[Stack]:
+    """Runs all services until the block ends.
+
+    Args:
+        family: folder of the model family.
+        port: of the gateway; 0 takes a free one.
+        host: that the gateway listens on; the model services stay on loopback.
+        denoisers: how many denoiser processes.
+        log_dir: folder for one log file per service.
+        settings: further environment variables of the services.
+
+    Raises:
+        StackError: a service died or was not ready in time; the message has the end of its log.
+    """
+    if importlib.util.find_spec("sfumato") is None:
+        raise StackError("the services are not installed here: run `make setup`, or give --target HOST:PORT")
+    if not (family / "model_index.json").is_file():
+        raise StackError(f"{family} is no model family: it has no model_index.json; give --family DIR")
+    log_dir.mkdir(parents=True, exist_ok=True)
+    stack = _configure(family, port, host, denoisers, log_dir, settings or {})
+    try:
+        for service in stack.services:
+            service.start()
+        _wait_until_ready(stack)
+        yield stack
+    finally:
+        stack.stop()
+
+
+def _configure(
+    family: Path, port: int, host: str, denoisers: int, log_dir: Path, settings: dict[str, str]
+) -> Stack:
+    names = ["encoder", "decoder", *(f"denoiser{i}" for i in range(denoisers))]
+    models = {}
+    for name in names:
+        free = free_port()
+        prefix = f"SFUMATO_{name.rstrip('0123456789').upper()}"
+        own = {f"{prefix}_PORT": str(free), f"{prefix}_FAMILY": str(family)}
+        models[name] = Service(name, free, {**settings, **own}, log_dir / f"{name}.log")
+    gateway = {
+        **settings,
+        "SFUMATO_GATEWAY_HOST": host,
+        "SFUMATO_GATEWAY_PORT": str(port or (port := free_port())),
+        "SFUMATO_GATEWAY_ENCODER_TARGET": models["encoder"].target,
+        "SFUMATO_GATEWAY_DECODER_TARGET": models["decoder"].target,
+        "SFUMATO_GATEWAY_DENOISER_TARGETS": ",".join(models[name].target for name in names[2:]),
+    }
+    door = Service("gateway", port, gateway, log_dir / "gateway.log")
+    return Stack(family, door, models["encoder"], models["decoder"], [models[name] for name in names[2:]])
+
+
+def _wait_until_ready(stack: Stack) -> None:
+    end = time.monotonic() + READY_SECONDS
+    for service in reversed(stack.services):
+        while not is_serving(service.target):
+            dead = next((s for s in stack.services if s.process.poll() is not None), None)
+            if dead is not None:
+                raise StackError(f"{dead.name} ended with {dead.process.poll()}:\n{dead.last_lines()}")
+            if time.monotonic() > end:
+                late = f"{service.name} was not ready after {READY_SECONDS:.0f} s"
+                raise StackError(f"{late}:\n{service.last_lines()}")
+            time.sleep(0.1)
+
+
+def is_serving(target: str, service: str = "") -> bool:
+    """Whether the health service says SERVING."""
+    with grpc.insecure_channel(target) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        try:
+            response = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=2)
+        except grpc.RpcError:
+            return False
+    return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _die_with_parent() -> None:
+    """In the child: SIGTERM when the launcher dies, even by SIGKILL (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,92 @@
+"""`python -m sfumato.trainer STAGE`: trains the emoji family as a batch job.
+
+Each stage goes on from its checkpoint, so a job that is killed is simply started again.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from sfumato.trainer import artwork
+from sfumato.trainer.autoencoder import train_autoencoder
+from sfumato.trainer.clip import train_clip
+from sfumato.trainer.evaluate import evaluate
+from sfumato.trainer.export import export, text_encoder_from
+from sfumato.trainer.loop import Schedule, average_of
+from sfumato.trainer.tokens import tokenizer_of, train_tokenizer, vocabulary_size
+from sfumato.trainer.unet import encode_latents, train_unet
+
+STAGES = ("data", "autoencoder", "clip", "judge", "unet", "export", "evaluate")
+# Steps, learning rate, batch: what a stage gets when nothing else is asked.
+RECIPES = {
+    "autoencoder": (40_000, 1.5e-3, 16),
+    "clip": (3_000, 1e-3, 96),
+    "judge": (3_000, 1e-3, 96),
+    "unet": (20_000, 6e-4, 64),
+}
+NUM_SCENES = 60_000
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(
+    stage: Annotated[str, typer.Argument(help=f"One of {', '.join(STAGES)}, or all.")],
+    checkpoints: Annotated[Path, typer.Option(help="Folder of checkpoints and data.")] = Path("out/train"),
+    family: Annotated[Path, typer.Option(help="Folder to export to.")] = Path("deploy/models/emoji"),
+    steps: Annotated[int, typer.Option(help="Steps of the stage; 0: the recipe's.")] = 0,
+    max_seconds: Annotated[float, typer.Option(help="Time for the stage, over all its runs.")] = float("inf"),
+    seed: Annotated[int, typer.Option(help="Seed; the judge's is one more than CLIP's.")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: one per core.")] = 0,
+) -> None:
+    """Train, export and measure the emoji family.
+
+    Example: python -m sfumato.trainer all --checkpoints out/train
+    """
+    if stage not in (*STAGES, "all"):
+        raise typer.BadParameter(f"must be one of {', '.join(STAGES)} or all, but is {stage}")
+    if threads:
+        torch.set_num_threads(threads)
+    for name in STAGES if stage == "all" else (stage,):
+        run(name, checkpoints, family, steps, max_seconds, seed)
+
+
+def run(name: str, checkpoints: Path, family: Path, steps: int, max_seconds: float, seed: int) -> None:
+    """One stage."""
+    data, tokenizer = checkpoints / "data", checkpoints / "tokenizer"
+    if name == "data":
+        artwork.load(data)
+    if name in RECIPES:
+        if not tokenizer.is_dir():
+            train_tokenizer(tokenizer)
+        recipe_steps, rate, batch = RECIPES[name]
+        schedule = Schedule(steps or recipe_steps, rate, max_seconds=max_seconds)
+        path = checkpoints / f"{name}.safetensors"
+        if name == "autoencoder":
+            train_autoencoder(data, path, schedule, seed, batch)
+        elif name == "unet":
+            _train_unet(checkpoints, schedule, seed, batch)
+        else:
+            train_clip(data, tokenizer, path, schedule, seed + (1 if name == "clip" else 2), batch)
+    elif name == "export":
+        export(checkpoints, family)
+    elif name == "evaluate":
+        print(evaluate(data, family))
+
+
+def _train_unet(checkpoints: Path, schedule: Schedule, seed: int, batch: int) -> None:
+    data, tokenizer = checkpoints / "data", checkpoints / "tokenizer"
+    latents = checkpoints / "latents.safetensors"
+    if not latents.exists():
+        autoencoder = checkpoints / "autoencoder.safetensors"
+        encode_latents(data, autoencoder, tokenizer, latents, NUM_SCENES, seed + 5)
+    text = text_encoder_from(average_of(checkpoints / "clip.safetensors"), vocabulary_size(tokenizer))
+    empty = tokenizer_of(tokenizer)([""])
+    path = checkpoints / "unet.safetensors"
+    train_unet(latents, lambda tokens: text(tokens)[0], empty, path, schedule, seed, batch)
+
+
+if __name__ == "__main__":
+    app()
