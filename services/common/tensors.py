@@ -22,7 +22,7 @@ _MESSAGE = {dtype: name for name, dtype in _TORCH.items()}
 MAX_DIMENSIONS = 8
 
 # The tensors below are views of the message's bytes and are never written to.
-warnings.filterwarnings("ignore", message="The given buffer is not writable")
+warnings.filterwarnings("ignore", message="The given buffer is not writable", category=UserWarning)
 
 
 def to_message(tensor: torch.Tensor) -> tensor_pb2.Tensor:

@@ -45,6 +45,11 @@ def set_timesteps(scheduler: Any, num_inference_steps: int, strength: float) -> 
     except (ValueError, IndexError, AssertionError) as error:
         limit = f"a number of steps that {type(scheduler).__name__} takes"
         raise InvalidArgument("num_inference_steps", limit, num_inference_steps, str(error)[:200]) from error
+    last = scheduler.config.num_train_timesteps - 1
+    if float(scheduler.timesteps.max()) > last:  # steps_offset pushes the first one over the end
+        raise InvalidArgument(
+            "num_inference_steps", f"fewer, for timesteps up to {last}", num_inference_steps
+        )
     kept = min(int(num_inference_steps * strength), num_inference_steps)
     if kept < 1:
         limit = f"at least 1/num_inference_steps, which is {1 / num_inference_steps:.4g}"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import PNDMScheduler
+from diffusers import DDIMScheduler
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -21,7 +21,7 @@ INDEX = {
     "feature_extractor": [None, None],
     "requires_safety_checker": False,
     "safety_checker": [None, None],
-    "scheduler": ["diffusers", "PNDMScheduler"],
+    "scheduler": ["diffusers", "DDIMScheduler"],
     "text_encoder": ["transformers", "CLIPTextModel"],
     "tokenizer": ["transformers", "CLIPTokenizer"],
     "unet": ["diffusers", "UNet2DConditionModel"],
@@ -90,10 +90,16 @@ def export(checkpoints: Path, family: Path) -> None:
     text_encoder = text_encoder_from(clip, vocabulary_size(tokenizer))
     for name, model in (("vae", vae), ("unet", unet), ("text_encoder", text_encoder)):
         model.half().save_pretrained(family / name, safe_serialization=True)
-    scheduler: Any = PNDMScheduler(skip_prk_steps=True, **NOISE_SCHEDULE)
+    scheduler: Any = DDIMScheduler(**NOISE_SCHEDULE)
     scheduler.save_pretrained(family / "scheduler")
+    _add_to_json(family / "scheduler" / "scheduler_config.json", {"skip_prk_steps": True})
     shutil.copytree(tokenizer, family / "tokenizer", dirs_exist_ok=True)
     export_clip(clip, tokenizer, family / "clip")
     if (checkpoints / "judge.safetensors").exists():
         export_clip(average_of(checkpoints / "judge.safetensors"), tokenizer, family / "judge")
     (family / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")
+
+
+def _add_to_json(path: Path, values: dict[str, Any]) -> None:
+    """Adds keys that another scheduler class reads from the same file (PNDM's, as in Stable Diffusion)."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}, indent=2) + "\n")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -24,7 +24,7 @@ CAPTION_DROPOUT = 0.1
 MIN_SNR_GAMMA = 5.0
 NOISE_SCHEDULE: dict[str, Any] = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
-    "set_alpha_to_one": False, "steps_offset": 1, "prediction_type": "epsilon",
+    "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "prediction_type": "epsilon",
 }  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def make_unet() -> Any:
 def encode_latents(
     data: Path, autoencoder: Path, tokenizer: Path, path: Path, num_scenes: int, seed: int
 ) -> None:
-    """Writes mean and deviation of each scene's latents, scaled to unit variance, and the caption's tokens."""
+    """Writes mean and deviation of each scene's latents, scaled to unit variance, and its tokens."""
     model = make_autoencoder()
     model.load_state_dict(average_of(autoencoder))
     model.eval()
@@ -78,9 +78,7 @@ def train_unet(
     """Trains, or goes on training. text_encoder: token ids to hidden states, frozen."""
     torch.manual_seed(seed)
     model = make_unet()
-    noise_scheduler: Any = DDPMScheduler(
-        **{k: v for k, v in NOISE_SCHEDULE.items() if k != "set_alpha_to_one"}
-    )
+    noise_scheduler: Any = DDIMScheduler(**NOISE_SCHEDULE)
     alphas_cumprod = noise_scheduler.alphas_cumprod
     latents = load_file(latents_path)
 

@@ -1,0 +1,49 @@
+# Sfumato. `make` lists the targets.
+PYTHON ?= python3.11
+BIN := .venv/bin
+FAMILY ?= deploy/models/emoji
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format bench train evaluate clean
+
+help: ## List the targets.
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## Make .venv with everything in it.
+
+$(INSTALLED): requirements.lock pyproject.toml clients/python/pyproject.toml protos/pyproject.toml protos/setup.py $(wildcard protos/sfumato/v1/*.proto)
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps ./protos --editable clients/python --editable .
+	mkdir -p .venv/src && ln -sfn $(CURDIR)/services .venv/src/sfumato
+	touch $@
+
+demo: setup ## Make out/demo.png from words: starts the services, generates, stops them.
+	$(BIN)/sfumato generate "a cat on a blue background, noto style" --seed 7 --guidance-scale 5 --family $(FAMILY) --output out/demo.png
+
+test: setup ## Run all tests.
+	$(BIN)/pytest -q
+
+check: setup ## Lint, types, layers, protos. Quick.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	cd .venv/src && MYPYPATH=. ../bin/mypy --config-file ../../pyproject.toml -p sfumato
+	$(BIN)/mypy clients/python/sfumato_client
+	$(BIN)/lint-imports
+	cd protos && ../$(BIN)/buf lint
+
+format: setup ## Format the code.
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+bench: setup ## Latency and throughput against diffusers' in-process pipeline, in one run.
+	$(BIN)/python -m tests.bench.pipeline --family $(FAMILY)
+
+train: setup ## Train the emoji family (hours on a CPU); goes on where it stopped.
+	$(BIN)/python -m sfumato.trainer all --checkpoints out/train --family $(FAMILY)
+
+evaluate: setup ## Figures and contact sheet of the emoji family.
+	$(BIN)/python -m sfumato.trainer evaluate --checkpoints out/train --family $(FAMILY)
+
+clean: ## Remove what was made.
+	rm -rf .venv out build protos/build protos/sfumato_protos

@@ -1,0 +1,42 @@
+"""Families and running services that the tests share."""
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from sfumato_client import AsyncClient
+from sfumato_client.stack import Stack, free_port, local_stack
+from tests.tiny_family import save_tiny_family
+
+METRICS_PORT = free_port()
+SHIPPED = Path(__file__).parents[1] / "deploy" / "models" / "emoji"
+
+
+@pytest.fixture(scope="session")
+def tiny_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny random weights: right in everything but looks."""
+    return save_tiny_family(tmp_path_factory.mktemp("families") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def emoji_family() -> Path:
+    """The family that the repository ships."""
+    return Path(os.environ.get("SFUMATO_FAMILY", SHIPPED))
+
+
+@pytest.fixture(scope="session")
+def stack(emoji_family: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """All services with the emoji family, and two denoisers."""
+    settings = {"SFUMATO_GATEWAY_METRICS_PORT": str(METRICS_PORT)}
+    logs = tmp_path_factory.mktemp("logs")
+    with local_stack(emoji_family, denoisers=2, log_dir=logs, settings=settings) as running:
+        yield running
+
+
+@pytest.fixture
+async def client(stack: Stack) -> AsyncIterator[AsyncClient]:
+    """A client of the shared services."""
+    async with AsyncClient(stack.target, timeout=120) as opened:
+        yield opened
