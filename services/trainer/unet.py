@@ -55,7 +55,7 @@ def encode_latents(
         means.append(posterior.mean.float())
         deviations.append(posterior.std.float())
         tokens.append(encode(captions).short())
-    mean, std = torch.cat(means), torch.cat(deviations)
+    mean, std = torch.cat(means).contiguous(), torch.cat(deviations).contiguous()
     scale = 1 / mean.std()
     tensors = {"mean": (mean * scale).half(), "std": (std * scale).half(), "tokens": torch.cat(tokens)}
     save_file({**tensors, "scaling_factor": scale.reshape(1)}, path)
