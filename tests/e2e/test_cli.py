@@ -98,7 +98,7 @@ def test_serve_prints_one_line_restarts_the_dead_and_drains(tiny_family: Path) -
         denoiser = next(child for child in children if "sfumato.denoiser" in child.cmdline())
         denoiser.kill()
         assert generates_again(client)
-        events = client.generate_events("a cat", num_inference_steps=60)
+        events = client.generate_events("a cat", num_inference_steps=25)
         next(event for event in events if event.HasField("step"))
         serve.send_signal(signal.SIGTERM)
         # What runs is finished while the services drain.
