@@ -1,8 +1,9 @@
 """Which work shares a forward pass.
 
-A step of a trajectory is one forward of its own rows, in the order of arrival. Every trajectory has at
-most one step waiting, so arrival order is fair, and a step's bits depend on nothing but itself: not on
-how many other trajectories are open.
+On a CPU every row is a forward of its own, on one thread, as many at a time as there are cores: small
+forwards lose more at OpenMP's barriers than they gain from a second thread. On a GPU a step's rows are one
+forward. Steps run in the order of arrival; a trajectory has at most one waiting, so that order is fair, and a
+step's bits depend on nothing but itself: not on how many other trajectories are open.
 """
 
 import asyncio
@@ -23,11 +24,13 @@ STEP_SECONDS = Histogram(
 
 
 class StepQueue:
-    """Runs steps one after another on the model's thread."""
+    """Runs steps in order of arrival on the model's threads."""
 
-    def __init__(self, unet: TorchUNet) -> None:
+    def __init__(self, unet: TorchUNet, num_workers: int) -> None:
+        """num_workers: forwards at a time; 1 where the device is parallel itself."""
         self._unet = unet
-        self._executor = ThreadPoolExecutor(1, "unet")
+        self._rows_apart = num_workers > 1
+        self._executor = ThreadPoolExecutor(num_workers, "unet")
 
     async def noise_pred(
         self, latents: torch.Tensor, timestep: float, prompt_embeds: torch.Tensor
@@ -35,11 +38,15 @@ class StepQueue:
         """As TorchUNet.noise_pred. Cancelled before its turn, it never runs."""
         loop = asyncio.get_running_loop()
         with QUEUED.track_inprogress(), STEP_SECONDS.time():
-            result = await loop.run_in_executor(
-                self._executor, self._unet.noise_pred, latents, timestep, prompt_embeds
+            parts = prompt_embeds.split(1) if self._rows_apart else (prompt_embeds,)
+            results = await asyncio.gather(
+                *(
+                    loop.run_in_executor(self._executor, self._unet.noise_pred, latents, timestep, part)
+                    for part in parts
+                )
             )
         ROWS.inc(len(prompt_embeds))
-        return result
+        return torch.cat(results) if len(results) > 1 else results[0]
 
     def close(self) -> None:
         """Drops what waits and ends the thread."""

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import os
 from collections.abc import AsyncIterator, Sequence
 
 import grpc
@@ -38,9 +39,10 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
     async def load(self) -> None:
         family = self.settings.family
         self.scheduler_config = json.dumps(read_json(family, "scheduler", "scheduler_config.json"))
-        device = setup_device(self.settings.device, self.settings.num_threads)
+        device = setup_device(self.settings.device, 1)
+        workers = self.settings.num_threads or os.cpu_count() or 1
         self.unet = await asyncio.to_thread(TorchUNet, family, device)
-        self.queue = StepQueue(self.unet)
+        self.queue = StepQueue(self.unet, 1 if device.type != "cpu" else workers)
         config = self.unet.config
         latents = torch.zeros(1, config.in_channels, config.sample_size, config.sample_size)
         for rows in (1, 2):
