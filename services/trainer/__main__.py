@@ -21,7 +21,7 @@ from sfumato.trainer.unet import encode_latents, train_unet
 STAGES = ("data", "autoencoder", "clip", "judge", "unet", "export", "evaluate")
 # Steps, learning rate, batch: what a stage gets when nothing else is asked.
 RECIPES = {
-    "autoencoder": (40_000, 1.5e-3, 16),
+    "autoencoder": (40_000, 3e-3, 16),
     "clip": (3_000, 1e-3, 96),
     "judge": (3_000, 1e-3, 96),
     "unet": (20_000, 6e-4, 64),

@@ -52,7 +52,7 @@ def train_autoencoder(data: Path, path: Path, schedule: Schedule, seed: int, bat
     held_out, _ = next(iter(stream(data, seed + 1, 128, 0, 1, workers=0, held_out=True)))
     train(
         "autoencoder", model, path, schedule,
-        lambda first: stream(data, seed, batch, first, schedule.num_steps),
+        lambda first, rank: stream(data, (seed, rank), batch, first, schedule.num_steps),
         lambda item, step: reconstruction_loss(model, item[0]),
         lambda step: f"autoencoder step {step}: held-out PSNR {psnr(model, held_out):.2f} dB",
     )  # fmt: skip

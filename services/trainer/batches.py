@@ -15,23 +15,24 @@ class SceneBatches(Dataset[tuple[torch.Tensor, list[str]]]):
     """Item k: uint8 images [batch, 3, 64, 64] and their captions."""
 
     def __init__(
-        self, data: Path, seed: int, batch: int, first: int, last: int, held_out: bool = False
+        self, data: Path, seed: int | tuple[int, ...], batch: int, first: int, last: int, held_out: bool = False
     ) -> None:
         self.art = artwork.load(data)
-        self.seed, self.batch, self.first, self.last, self.held_out = seed, batch, first, last, held_out
+        self.seed = seed if isinstance(seed, tuple) else (seed,)
+        self.batch, self.first, self.last, self.held_out = batch, first, last, held_out
 
     def __len__(self) -> int:
         return self.last - self.first
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, list[str]]:
-        rng = np.random.default_rng((self.seed, self.first + index))
+        rng = np.random.default_rng((*self.seed, self.first + index))
         scenes = [draw_scene(rng, self.held_out) for _ in range(self.batch)]
         images = np.stack([render(scene, self.art) for scene in scenes])
         return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), [caption(s, rng) for s in scenes]
 
 
 def stream(
-    data: Path, seed: int, batch: int, first: int, last: int, workers: int = 1, held_out: bool = False
+    data: Path, seed: int | tuple[int, ...], batch: int, first: int, last: int, workers: int = 1, held_out: bool = False
 ) -> Iterator[tuple[torch.Tensor, list[str]]]:
     """Batches first to last - 1."""
     dataset = SceneBatches(data, seed, batch, first, last, held_out)

@@ -68,7 +68,7 @@ def train_clip(data: Path, tokenizer: Path, path: Path, schedule: Schedule, seed
     tokens = encode(captions)
     train(
         "clip", model, path, schedule,
-        lambda first: stream(data, seed, batch, first, schedule.num_steps),
+        lambda first, rank: stream(data, (seed, rank), batch, first, schedule.num_steps),
         lambda item, step: contrastive_loss(model, item[0], encode(item[1])),
         lambda step: f"clip step {step}: held-out, among 256: {json.dumps(recall(model, images, tokens))}",
     )  # fmt: skip

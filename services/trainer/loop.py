@@ -1,4 +1,8 @@
-"""The loop that every stage shares: schedule, EMA, checkpoints, progress."""
+"""The loop that every stage shares: schedule, EMA, checkpoints, progress, and several processes.
+
+The optimiser is Muon (Jordan et al. 2024; timm's) with AdamW for vectors: on the autoencoder it gained three times
+what AdamW did in the same time. Under torchrun every process takes its own batches and the gradients are averaged.
+"""
 
 import math
 import time
@@ -7,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import timm.optim
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
@@ -80,6 +86,28 @@ class Checkpoint:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
 
 
+def start_processes() -> tuple[int, int]:
+    """Joins torchrun's process group where there is one: (rank, number of processes)."""
+    if not dist.is_torchelastic_launched():
+        return 0, 1
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    return dist.get_rank(), dist.get_world_size()
+
+
+def average_over_processes(parameters: list[torch.nn.Parameter], seconds: float) -> float:
+    """Averages the gradients in place, and the seconds that the learning rate follows, over all processes."""
+    if not dist.is_initialized():
+        return seconds
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([*(gradient.flatten() for gradient in gradients), torch.tensor([seconds])])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for gradient, averaged in zip(gradients, flat[:-1].split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(averaged.view_as(gradient))
+    return float(flat[-1])
+
+
 def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
@@ -94,48 +122,52 @@ def train(
     model: torch.nn.Module,
     path: Path,
     schedule: Schedule,
-    batches: Callable[[int], Iterable[Any]],
+    batches: Callable[[int, int], Iterable[Any]],
     loss_of: Callable[[Any, int], torch.Tensor],
     report: Callable[[int], str] | None = None,
 ) -> None:
     """Trains until the schedule ends.
 
     Args:
-        batches: gives the batches from step n on.
+        batches: gives the batches of a rank from step n on: batches(n, rank).
         loss_of: loss of a batch at a step; the step seeds whatever is random in it.
         report: a line to print at each checkpoint.
     """
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.99), weight_decay=0.01
+    rank, _ = start_processes()
+    parameters = list(model.parameters())
+    optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
+        model, opt="muon", lr=schedule.learning_rate, weight_decay=0.01
     )
     checkpoint = Checkpoint(path, model, optimizer)
     checkpoint.load()
-    device_type = next(model.parameters()).device.type
+    device_type = parameters[0].device.type
     before, start = checkpoint.seconds, time.monotonic()
     saved = start
-    bar = tqdm(batches(checkpoint.step), name, schedule.num_steps, initial=checkpoint.step, mininterval=5)
+    stream = batches(checkpoint.step, rank)
+    bar = tqdm(stream, name, schedule.num_steps, initial=checkpoint.step, mininterval=5, disable=rank > 0)
     for batch in bar:
-        if checkpoint.seconds >= schedule.max_seconds:
-            break
-        rate = learning_rate(schedule, checkpoint.step, checkpoint.seconds)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        torch.manual_seed(checkpoint.step)
+        torch.manual_seed(checkpoint.step * 1009 + rank)
         with torch.autocast(device_type, torch.bfloat16):
             loss = loss_of(batch, checkpoint.step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        checkpoint.seconds = average_over_processes(parameters, before + time.monotonic() - start)
+        rate = learning_rate(schedule, checkpoint.step, checkpoint.seconds)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         checkpoint.step += 1
-        checkpoint.seconds = before + time.monotonic() - start
         checkpoint.update_average(schedule.ema_decay)
         bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
-        if time.monotonic() - saved > schedule.checkpoint_seconds:
+        if rank == 0 and time.monotonic() - saved > schedule.checkpoint_seconds:
             saved = time.monotonic()
             checkpoint.save()
             if report:
                 tqdm.write(report(checkpoint.step))
-    checkpoint.save()
-    if report:
-        tqdm.write(report(checkpoint.step))
+        if checkpoint.seconds >= schedule.max_seconds:
+            break
+    if rank == 0:
+        checkpoint.save()
+        if report:
+            tqdm.write(report(checkpoint.step))
