@@ -10,12 +10,15 @@ from torch.utils.data import DataLoader, Dataset
 from sfumato.trainer import artwork
 from sfumato.trainer.scenes import caption, draw_scene, render
 
+# Of a process that trains alone, or (seed, rank).
+Seed = int | tuple[int, ...]
+
 
 class SceneBatches(Dataset[tuple[torch.Tensor, list[str]]]):
     """Item k: uint8 images [batch, 3, 64, 64] and their captions."""
 
     def __init__(
-        self, data: Path, seed: int | tuple[int, ...], batch: int, first: int, last: int, held_out: bool = False
+        self, data: Path, seed: Seed, batch: int, first: int, last: int, held_out: bool = False
     ) -> None:
         self.art = artwork.load(data)
         self.seed = seed if isinstance(seed, tuple) else (seed,)
@@ -32,7 +35,7 @@ class SceneBatches(Dataset[tuple[torch.Tensor, list[str]]]):
 
 
 def stream(
-    data: Path, seed: int | tuple[int, ...], batch: int, first: int, last: int, workers: int = 1, held_out: bool = False
+    data: Path, seed: Seed, batch: int, first: int, last: int, workers: int = 1, held_out: bool = False
 ) -> Iterator[tuple[torch.Tensor, list[str]]]:
     """Batches first to last - 1."""
     dataset = SceneBatches(data, seed, batch, first, last, held_out)

@@ -1,7 +1,8 @@
 """The loop that every stage shares: schedule, EMA, checkpoints, progress, and several processes.
 
-The optimiser is Muon (Jordan et al. 2024; timm's) with AdamW for vectors: on the autoencoder it gained three times
-what AdamW did in the same time. Under torchrun every process takes its own batches and the gradients are averaged.
+The optimiser is Muon (Jordan et al. 2024; timm's) with AdamW for vectors: on the autoencoder it gained three
+times what AdamW did in the same time. Under torchrun every process takes its own batches and the gradients
+are averaged.
 """
 
 import math
