@@ -15,16 +15,17 @@ from sfumato.trainer.clip import train_clip
 from sfumato.trainer.evaluate import evaluate
 from sfumato.trainer.export import export, text_encoder_from
 from sfumato.trainer.loop import Schedule, average_of
+from sfumato.trainer.restore import restore
 from sfumato.trainer.tokens import tokenizer_of, train_tokenizer, vocabulary_size
 from sfumato.trainer.unet import encode_latents, train_unet
 
-STAGES = ("data", "autoencoder", "clip", "judge", "unet", "export", "evaluate")
+STAGES = ("data", "autoencoder", "clip", "judge", "latents", "unet", "export", "evaluate")
 # Steps, learning rate, batch: what a stage gets when nothing else is asked.
 RECIPES = {
     "autoencoder": (40_000, 3e-3, 16),
-    "clip": (3_000, 1e-3, 96),
-    "judge": (3_000, 1e-3, 96),
-    "unet": (20_000, 6e-4, 64),
+    "clip": (3_000, 1.5e-3, 96),
+    "judge": (3_000, 1.5e-3, 96),
+    "unet": (20_000, 1.5e-3, 64),
 }
 NUM_SCENES = 60_000
 
@@ -33,7 +34,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
-    stage: Annotated[str, typer.Argument(help=f"One of {', '.join(STAGES)}, or all.")],
+    stage: Annotated[str, typer.Argument(help=f"One of {', '.join(STAGES)}, continue, or all.")],
     checkpoints: Annotated[Path, typer.Option(help="Folder of checkpoints and data.")] = Path("out/train"),
     family: Annotated[Path, typer.Option(help="Folder to export to.")] = Path("deploy/models/emoji"),
     steps: Annotated[int, typer.Option(help="Steps of the stage; 0: the recipe's.")] = 0,
@@ -41,12 +42,16 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed; the judge's is one more than CLIP's.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads; 0: one per core.")] = 0,
 ) -> None:
-    """Train, export and measure the emoji family.
+    """Train, export and measure the emoji family; `continue` makes checkpoints of a family to go on from.
 
-    Example: python -m sfumato.trainer all --checkpoints out/train
+    Examples:
+
+      python -m sfumato.trainer all --checkpoints out/train
+
+      torchrun --nproc-per-node 2 -m sfumato.trainer unet --threads 1 --max-seconds 3600
     """
-    if stage not in (*STAGES, "all"):
-        raise typer.BadParameter(f"must be one of {', '.join(STAGES)} or all, but is {stage}")
+    if stage not in (*STAGES, "continue", "all"):
+        raise typer.BadParameter(f"must be one of {', '.join(STAGES)}, continue or all, but is {stage}")
     if threads:
         torch.set_num_threads(threads)
     for name in STAGES if stage == "all" else (stage,):
@@ -56,8 +61,13 @@ def main(
 def run(name: str, checkpoints: Path, family: Path, steps: int, max_seconds: float, seed: int) -> None:
     """One stage."""
     data, tokenizer = checkpoints / "data", checkpoints / "tokenizer"
+    judge = family.parent / "judge"
     if name == "data":
         artwork.load(data)
+    if name == "continue":
+        print(
+            f"checkpoints from {family}: {', '.join(restore(family, judge, checkpoints)) or 'none missing'}"
+        )
     if name in RECIPES:
         if not tokenizer.is_dir():
             train_tokenizer(tokenizer)
@@ -70,22 +80,27 @@ def run(name: str, checkpoints: Path, family: Path, steps: int, max_seconds: flo
             _train_unet(checkpoints, schedule, seed, batch)
         else:
             train_clip(data, tokenizer, path, schedule, seed + (1 if name == "clip" else 2), batch)
+    elif name == "latents" and not (path := checkpoints / "latents.safetensors").exists():
+        encode_latents(data, checkpoints / "autoencoder.safetensors", tokenizer, path, NUM_SCENES, seed + 5)
     elif name == "export":
-        export(checkpoints, family)
+        export(checkpoints, family, judge)
     elif name == "evaluate":
-        print(evaluate(data, family))
+        print(evaluate(data, family, judge))
 
 
 def _train_unet(checkpoints: Path, schedule: Schedule, seed: int, batch: int) -> None:
-    data, tokenizer = checkpoints / "data", checkpoints / "tokenizer"
-    latents = checkpoints / "latents.safetensors"
-    if not latents.exists():
-        autoencoder = checkpoints / "autoencoder.safetensors"
-        encode_latents(data, autoencoder, tokenizer, latents, NUM_SCENES, seed + 5)
+    tokenizer = checkpoints / "tokenizer"
     text = text_encoder_from(average_of(checkpoints / "clip.safetensors"), vocabulary_size(tokenizer))
     empty = tokenizer_of(tokenizer)([""])
-    path = checkpoints / "unet.safetensors"
-    train_unet(latents, lambda tokens: text(tokens)[0], empty, path, schedule, seed, batch)
+    train_unet(
+        checkpoints / "latents.safetensors",
+        text,
+        empty,
+        checkpoints / "unet.safetensors",
+        schedule,
+        seed,
+        batch,
+    )
 
 
 if __name__ == "__main__":

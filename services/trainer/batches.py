@@ -15,14 +15,22 @@ Seed = int | tuple[int, ...]
 
 
 class SceneBatches(Dataset[tuple[torch.Tensor, list[str]]]):
-    """Item k: uint8 images [batch, 3, 64, 64] and their captions."""
+    """Item k: uint8 images [batch, 3, 64, 64] and their captions, num_captions of each image in turn."""
 
     def __init__(
-        self, data: Path, seed: Seed, batch: int, first: int, last: int, held_out: bool = False
+        self,
+        data: Path,
+        seed: Seed,
+        batch: int,
+        first: int,
+        last: int,
+        held_out: bool = False,
+        num_captions: int = 1,
     ) -> None:
         self.art = artwork.load(data)
         self.seed = seed if isinstance(seed, tuple) else (seed,)
-        self.batch, self.first, self.last, self.held_out = batch, first, last, held_out
+        self.batch, self.first, self.last = batch, first, last
+        self.held_out, self.num_captions = held_out, num_captions
 
     def __len__(self) -> int:
         return self.last - self.first
@@ -31,14 +39,22 @@ class SceneBatches(Dataset[tuple[torch.Tensor, list[str]]]):
         rng = np.random.default_rng((*self.seed, self.first + index))
         scenes = [draw_scene(rng, self.held_out) for _ in range(self.batch)]
         images = np.stack([render(scene, self.art) for scene in scenes])
-        return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), [caption(s, rng) for s in scenes]
+        captions = [caption(scene, rng) for scene in scenes for _ in range(self.num_captions)]
+        return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), captions
 
 
 def stream(
-    data: Path, seed: Seed, batch: int, first: int, last: int, workers: int = 1, held_out: bool = False
+    data: Path,
+    seed: Seed,
+    batch: int,
+    first: int,
+    last: int,
+    workers: int = 1,
+    held_out: bool = False,
+    num_captions: int = 1,
 ) -> Iterator[tuple[torch.Tensor, list[str]]]:
     """Batches first to last - 1."""
-    dataset = SceneBatches(data, seed, batch, first, last, held_out)
+    dataset = SceneBatches(data, seed, batch, first, last, held_out, num_captions)
     loader = DataLoader(dataset, batch_size=None, num_workers=workers, prefetch_factor=8 if workers else None)
     yield from loader
 

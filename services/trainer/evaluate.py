@@ -33,7 +33,7 @@ SEED = 20_000
 
 
 def evaluate(
-    data: Path, family: Path, num_prompts: int = 64, num_inference_steps: int = 20
+    data: Path, family: Path, judge_folder: Path, num_prompts: int = 64, num_inference_steps: int = 20
 ) -> dict[str, Any]:
     """All figures; also written to figures.json and contact_sheet.png in the family."""
     tokenizer = family / "tokenizer"
@@ -44,8 +44,8 @@ def evaluate(
     figures["clip"] = recall(load_clip(family / "clip", tokenizer), images, tokens)
     pipeline = load_pipeline(family)
     contact_sheet(pipeline, num_inference_steps).save(family / "contact_sheet.png")
-    if (family / "judge").is_dir():
-        judge = load_clip(family / "judge", tokenizer)
+    if judge_folder.is_dir():
+        judge = load_clip(judge_folder, tokenizer)
         figures["judge"] = recall(judge, images, tokens)
         figures["judge_r_precision"] = {
             str(scale): r_precision(

@@ -30,7 +30,7 @@ INDEX = {
 
 
 def text_encoder_from(clip: dict[str, torch.Tensor], vocabulary: int) -> Any:
-    """open_clip's text tower as transformers' CLIPTextModel: the same function, other names."""
+    """open_clip's text tower as transformers' CLIPTextModel: the same function, other names; in eval mode."""
     config = CLIPTextConfig(
         vocab_size=vocabulary, hidden_size=TEXT_WIDTH, intermediate_size=TEXT_WIDTH * 4, num_hidden_layers=4,
         num_attention_heads=6, max_position_embeddings=CONTEXT, projection_dim=128, hidden_act="gelu",
@@ -77,17 +77,17 @@ def export_clip(clip: dict[str, torch.Tensor], tokenizer: Path, folder: Path) ->
     shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
 
 
-def export(checkpoints: Path, family: Path) -> None:
-    """Writes the family from a folder of checkpoints; the judge too, where there is one."""
+def export(checkpoints: Path, family: Path, judge: Path) -> None:
+    """Writes the family, and the judge where there is one, from a folder of checkpoints."""
     tokenizer = checkpoints / "tokenizer"
     clip = average_of(checkpoints / "clip.safetensors")
     vae = make_autoencoder()
     vae.load_state_dict(average_of(checkpoints / "autoencoder.safetensors"))
     scale = float(load_file(checkpoints / "latents.safetensors")["scaling_factor"])
     vae.register_to_config(scaling_factor=scale)
-    unet = make_unet()
-    unet.load_state_dict(average_of(checkpoints / "unet.safetensors"))
-    text_encoder = text_encoder_from(clip, vocabulary_size(tokenizer))
+    unet, text_encoder = make_unet(), text_encoder_from(clip, vocabulary_size(tokenizer))
+    joint = torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+    joint.load_state_dict(average_of(checkpoints / "unet.safetensors"))
     for name, model in (("vae", vae), ("unet", unet), ("text_encoder", text_encoder)):
         model.half().save_pretrained(family / name, safe_serialization=True)
     scheduler: Any = DDIMScheduler(**NOISE_SCHEDULE)
@@ -96,7 +96,7 @@ def export(checkpoints: Path, family: Path) -> None:
     shutil.copytree(tokenizer, family / "tokenizer", dirs_exist_ok=True)
     export_clip(clip, tokenizer, family / "clip")
     if (checkpoints / "judge.safetensors").exists():
-        export_clip(average_of(checkpoints / "judge.safetensors"), tokenizer, family / "judge")
+        export_clip(average_of(checkpoints / "judge.safetensors"), tokenizer, judge)
     (family / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")
 
 

@@ -87,6 +87,14 @@ class Checkpoint:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
 
 
+def make_optimizer(model: torch.nn.Module, rate: float) -> torch.optim.Optimizer:
+    """Muon for matrices and kernels, scaled so that AdamW's rates fit; AdamW for vectors and embeddings."""
+    optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
+        model, opt="muon", lr=rate, weight_decay=0.01, fallback_list=("*embedding*",)
+    )
+    return optimizer
+
+
 def start_processes() -> tuple[int, int]:
     """Joins torchrun's process group where there is one: (rank, number of processes)."""
     if not dist.is_torchelastic_launched():
@@ -136,9 +144,7 @@ def train(
     """
     rank, _ = start_processes()
     parameters = list(model.parameters())
-    optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
-        model, opt="muon", lr=schedule.learning_rate, weight_decay=0.01
-    )
+    optimizer = make_optimizer(model, schedule.learning_rate)
     checkpoint = Checkpoint(path, model, optimizer)
     checkpoint.load()
     device_type = parameters[0].device.type

@@ -14,7 +14,7 @@ from sfumato.trainer.vocabulary import COLOURS, EMOJI, STYLES
 
 SIDE = 64
 HELD_OUT_SHARE = 0.08
-SINGLE_SHARE = 0.75
+SINGLE_SHARE = 0.6
 # Word, smallest and largest side in pixels, of an emoji that is alone.
 SIZES = (("small", 26, 34), ("", 44, 56), ("large", 56, 62))
 SIZE_SHARES = (0.15, 0.6, 0.25)
@@ -48,9 +48,12 @@ def is_held_out(emoji: int, colour: str) -> bool:
     return digest % 1000 < HELD_OUT_SHARE * 1000
 
 
-def draw_scene(rng: np.random.Generator, held_out: bool = False) -> Scene:
-    """A random scene, all of whose (emoji, background) pairs are held out, or none."""
-    single = held_out or rng.random() < SINGLE_SHARE
+def draw_scene(rng: np.random.Generator, held_out: bool = False, pair: bool = False) -> Scene:
+    """A random scene, all of whose (emoji, background) pairs are held out, or none.
+
+    Held-out scenes show one emoji, or two where `pair` asks for it.
+    """
+    single = not pair and (held_out or rng.random() < SINGLE_SHARE)
     while True:
         style = int(rng.integers(len(STYLES)))
         colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]

@@ -1,7 +1,9 @@
 """Stage 3: the denoiser, on latents encoded once (Ho et al. 2020, equation 14; Rombach et al. 2022).
 
 10 % of the captions become the empty text, for classifier-free guidance (Ho and Salimans 2022). The loss is
-weighted by min(SNR, 5) / SNR (Hang et al. 2023, equation 7).
+weighted by min(SNR, 5) / SNR (Hang et al. 2023, equation 7). The text encoder starts as CLIP's text tower and
+learns with the UNet, as in latent diffusion (Rombach et al. 2022, section 3.3): CLIP's loss alone hardly asks
+for the order of words.
 """
 
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ from sfumato.trainer.tokens import tokenizer_of
 
 CAPTION_DROPOUT = 0.1
 MIN_SNR_GAMMA = 5.0
+CAPTIONS_PER_SCENE = 3
 NOISE_SCHEDULE: dict[str, Any] = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
     "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "prediction_type": "epsilon",
@@ -42,19 +45,23 @@ def make_unet() -> Any:
 def encode_latents(
     data: Path, autoencoder: Path, tokenizer: Path, path: Path, num_scenes: int, seed: int
 ) -> None:
-    """Writes mean and deviation of each scene's latents, scaled to unit variance, and its tokens."""
+    """Writes mean and deviation of each scene's latents, scaled to unit variance, and its captions' tokens.
+
+    Shapes: mean, std float16 [scenes, C, h, w]; tokens int16 [scenes, captions, tokens]; scaling_factor [1].
+    """
     model = make_autoencoder()
     model.load_state_dict(average_of(autoencoder))
     model.eval()
     encode = tokenizer_of(tokenizer)
     means, deviations, tokens = [], [], []
     batches = -(-num_scenes // 64)
-    for images, captions in tqdm(stream(data, seed, 64, 0, batches), "latents", batches, mininterval=5):
+    scenes = stream(data, seed, 64, 0, batches, num_captions=CAPTIONS_PER_SCENE)
+    for images, captions in tqdm(scenes, "latents", batches, mininterval=5):
         with torch.autocast("cpu", torch.bfloat16):
             posterior = model.encode(to_pixels(images)).latent_dist
         means.append(posterior.mean.float())
         deviations.append(posterior.std.float())
-        tokens.append(encode(captions).short())
+        tokens.append(encode(captions).short().unflatten(0, (-1, CAPTIONS_PER_SCENE)))
     mean, std = torch.cat(means).contiguous(), torch.cat(deviations).contiguous()
     scale = 1 / mean.std()
     tensors = {"mean": (mean * scale).half(), "std": (std * scale).half(), "tokens": torch.cat(tokens)}
@@ -62,22 +69,24 @@ def encode_latents(
 
 
 def training_batches(
-    latents: dict[str, torch.Tensor], seed: int, batch: int, first: int, last: int
+    latents: dict[str, torch.Tensor], seed: tuple[int, int], batch: int, first: int, last: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """(mean, std, tokens) of random scenes; batch k depends on the seed and k alone."""
+    """(mean, std, tokens of one caption) of random scenes; batch k depends on the seed and k alone."""
     for index in range(first, last):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+        generator = torch.Generator().manual_seed((seed[0] * 1_000_003 + index) * 64 + seed[1])
         rows = torch.randint(len(latents["mean"]), (batch,), generator=generator)
-        yield latents["mean"][rows].float(), latents["std"][rows].float(), latents["tokens"][rows].long()
+        pick = torch.randint(CAPTIONS_PER_SCENE, (batch,), generator=generator)
+        tokens = latents["tokens"][rows, pick].long()
+        yield latents["mean"][rows].float(), latents["std"][rows].float(), tokens
 
 
 def train_unet(
     latents_path: Path, text_encoder: Any, empty_tokens: torch.Tensor, path: Path, schedule: Schedule,
     seed: int, batch: int,
 ) -> None:  # fmt: skip
-    """Trains, or goes on training. text_encoder: token ids to hidden states, frozen."""
+    """Trains, or goes on training, both models. text_encoder: transformers' CLIPTextModel."""
     torch.manual_seed(seed)
-    model = make_unet()
+    model = torch.nn.ModuleDict({"unet": make_unet(), "text_encoder": text_encoder.train()})
     noise_scheduler: Any = DDIMScheduler(**NOISE_SCHEDULE)
     alphas_cumprod = noise_scheduler.alphas_cumprod
     latents = load_file(latents_path)
@@ -89,15 +98,15 @@ def train_unet(
         timesteps = torch.randint(1000, (len(x0),))
         dropped = torch.rand(len(x0)) < CAPTION_DROPOUT
         tokens = torch.where(dropped[:, None], empty_tokens, tokens)
-        with torch.no_grad():
-            hidden_states = text_encoder(tokens)
-        noise_pred = model(noise_scheduler.add_noise(x0, noise, timesteps), timesteps, hidden_states).sample
+        hidden_states = model["text_encoder"](tokens)[0]
+        noisy = noise_scheduler.add_noise(x0, noise, timesteps)
+        noise_pred = model["unet"](noisy, timesteps, hidden_states).sample
         snr = alphas_cumprod[timesteps] / (1 - alphas_cumprod[timesteps])
         weight = snr.clamp(max=MIN_SNR_GAMMA) / snr
         errors = F.mse_loss(noise_pred.float(), noise, reduction="none").flatten(1).mean(1)
         return (weight * errors).mean()
 
-    train(
-        "unet", model, path, schedule,
-        lambda first: training_batches(latents, seed, batch, first, schedule.num_steps), loss_of,
-    )  # fmt: skip
+    def batches(first: int, rank: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        return training_batches(latents, (seed, rank), batch, first, schedule.num_steps)
+
+    train("unet", model, path, schedule, batches, loss_of)

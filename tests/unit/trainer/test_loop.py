@@ -14,7 +14,7 @@ def run(path: Path, last: int, num_steps: int = 12) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
 
-    def batches(first: int) -> Iterator[torch.Tensor]:
+    def batches(first: int, rank: int) -> Iterator[torch.Tensor]:
         for index in range(first, last):
             yield torch.randn(16, 4, generator=torch.Generator().manual_seed(index))
 

@@ -1,0 +1,50 @@
+"""Checkpoints from an exported family, so that training goes on from what the repository holds."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import load_file
+from transformers import CLIPTextModel
+
+from sfumato.trainer.autoencoder import make_autoencoder
+from sfumato.trainer.clip import make_clip
+from sfumato.trainer.loop import Checkpoint, make_optimizer
+from sfumato.trainer.tokens import vocabulary_size
+
+
+def restore(family: Path, judge: Path, checkpoints: Path) -> list[str]:
+    """Writes the checkpoints that are missing and whose part the family has; gives the stages' names."""
+    clip = make_clip(vocabulary_size(family / "tokenizer"))
+    parts: dict[str, tuple[Path, Any]] = {
+        "autoencoder": (family / "vae", make_autoencoder),
+        "clip": (family / "clip", lambda: clip),
+        "judge": (judge, lambda: clip),
+        "unet": (family / "unet", lambda: None),
+    }
+    tokenizer = checkpoints / "tokenizer"
+    if not tokenizer.is_dir():
+        shutil.copytree(family / "tokenizer", tokenizer)
+    written = []
+    for name, (folder, make) in parts.items():
+        path = checkpoints / f"{name}.safetensors"
+        if folder.is_dir() and not path.exists():
+            Checkpoint(path, model := _load(name, family, folder, make()), make_optimizer(model, 1e-3)).save()
+            written.append(name)
+    return written
+
+
+def _load(name: str, family: Path, folder: Path, model: Any) -> torch.nn.Module:
+    """The part as its stage trains it, in float32."""
+    if name == "unet":
+        unet: Any = UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32)
+        text: Any = CLIPTextModel.from_pretrained(family / "text_encoder", torch_dtype=torch.float32)
+        return torch.nn.ModuleDict({"unet": unet, "text_encoder": text})
+    if name == "autoencoder":
+        weights = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).state_dict()
+    else:
+        weights = load_file(folder / "open_clip_model.safetensors")
+    model.load_state_dict(weights)
+    return model.float()  # type: ignore[no-any-return]
