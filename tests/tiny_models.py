@@ -1,0 +1,53 @@
+"""Tiny random models for the editing methods, in memory: right in everything but looks."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import sfumato.common.torchvision_ops  # noqa: F401  (before open_clip)
+
+import open_clip  # isort: skip
+import torch
+
+SIDE, CONTEXT, VOCABULARY = 32, 16, 128
+
+
+def tiny_clip() -> Any:
+    """An open_clip CLIP: a ViT of patch 8 on 32 pixels, four layers."""
+    torch.manual_seed(1)
+    model = open_clip.CLIP(
+        embed_dim=16,
+        vision_cfg={"image_size": SIDE, "layers": 4, "width": 32, "head_width": 8, "patch_size": 8},
+        text_cfg={
+            "context_length": CONTEXT, "vocab_size": VOCABULARY, "width": 32, "heads": 4, "layers": 2,
+        },
+    )  # fmt: skip
+    open_clip.model.set_model_preprocess_cfg(model, {"mean": (0.48, 0.46, 0.41), "std": (0.27, 0.26, 0.28)})
+    return model.eval().requires_grad_(False)
+
+
+def tiny_tokenizer(texts: list[str]) -> torch.Tensor:
+    """Characters as tokens, ended by the largest."""
+    rows = torch.zeros(len(texts), CONTEXT, dtype=torch.int64)
+    for row, text in zip(rows, texts, strict=True):
+        codes = [min(ord(letter), VOCABULARY - 2) for letter in text[: CONTEXT - 1]] + [VOCABULARY - 1]
+        row[: len(codes)] = torch.tensor(codes)
+    return rows
+
+
+class TinyModels:
+    """What sfumato.editor.method.Models promises, on the CPU."""
+
+    family = Path("tiny")
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.clip = tiny_clip()
+        self.tokenizer = tiny_tokenizer
+        self.cache: dict[str, dict[str, torch.Tensor]] = {}
+
+    def cached(self, name: str, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Computed once, then remembered."""
+        if name not in self.cache:
+            self.cache[name] = compute()
+        return self.cache[name]
