@@ -7,12 +7,16 @@ step's bits depend on nothing but itself: not on how many other trajectories are
 """
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import torch
 from prometheus_client import Counter, Gauge, Histogram
 
 from sfumato.denoiser.engine_torch import TorchUNet
+
+T = TypeVar("T")
 
 ROWS = Counter("sfumato_denoiser_rows", "Rows that went through the UNet.")
 QUEUED = Gauge("sfumato_denoiser_queued_steps", "Steps that wait for a forward or are in one.")
@@ -47,6 +51,13 @@ class StepQueue:
             )
         ROWS.inc(len(prompt_embeds))
         return torch.cat(results) if len(results) > 1 else results[0]
+
+    async def run(self, num_rows: int, work: Callable[..., T], *arguments: Any) -> T:
+        """Other work on the model, in its turn. Cancelled before its turn, it never runs."""
+        with QUEUED.track_inprogress(), STEP_SECONDS.time():
+            result = await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
+        ROWS.inc(num_rows)
+        return result
 
     def close(self) -> None:
         """Drops what waits and ends the thread."""

@@ -5,6 +5,7 @@ import json
 import math
 import os
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 
 import grpc
 import torch
@@ -15,11 +16,23 @@ from sfumato.common.devices import setup_device
 from sfumato.common.errors import InvalidArgument, ResourceExhausted
 from sfumato.common.family import family_name, read_json
 from sfumato.common.tensors import check_finite, from_message, to_message
+from sfumato.denoiser.attention import AttentionUNet, num_cross_attention_layers
+from sfumato.denoiser.attention_messages import attention_messages, control_of, places_of
+from sfumato.denoiser.attention_steps import edit_step, step_with_attention
 from sfumato.denoiser.batching import StepQueue
 from sfumato.denoiser.config import DenoiserSettings
 from sfumato.denoiser.engine_torch import TorchUNet
+from sfumato.denoiser.probes import Control
 
 MAX_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a stream holds: the conditioning, and for edits the control."""
+
+    prompt_embeds: torch.Tensor
+    control: Control | None
 
 
 class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
@@ -27,6 +40,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
 
     service_name = "sfumato.v1.DenoiserService"
     unet: TorchUNet
+    attention: AttentionUNet
     queue: StepQueue
     scheduler_config: str
 
@@ -42,6 +56,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         device = setup_device(self.settings.device, 1)
         workers = self.settings.num_threads or os.cpu_count() or 1
         self.unet = await asyncio.to_thread(TorchUNet, family, device)
+        self.attention = AttentionUNet(self.unet.model, device)
         self.queue = StepQueue(self.unet, 1 if device.type != "cpu" else workers)
         config = self.unet.config
         latents = torch.zeros(1, config.in_channels, config.sample_size, config.sample_size)
@@ -64,6 +79,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             cross_attention_dim=config.cross_attention_dim,
             max_latent_area=self.settings.max_latent_area,
             scheduler_config=self.scheduler_config,
+            num_cross_attention_layers=num_cross_attention_layers(self.unet.model),
         )
 
     async def Denoise(
@@ -71,17 +87,19 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         request_iterator: AsyncIterator[denoiser_pb2.DenoiseRequest],
         context: Context,
     ) -> AsyncIterator[denoiser_pb2.DenoiseResponse]:
-        prompt_embeds: torch.Tensor | None = None
+        opened: Opened | None = None
         async for request in request_iterator:
             kind = request.WhichOneof("message")
-            if kind == "open" and prompt_embeds is None:
-                prompt_embeds = self._opened(request.open)
-            elif kind == "step" and prompt_embeds is not None:
-                yield await self._step(request.step, prompt_embeds)
+            if kind == "open" and opened is None:
+                opened = self._opened(request.open)
+            elif kind == "step" and opened is not None:
+                yield await self._step(request.step, opened.prompt_embeds)
+            elif kind == "edit" and opened is not None:
+                yield await self._edit(request.edit, opened)
             else:
-                raise InvalidArgument("message", "`open` once, then `step`s", kind or "empty")
+                raise InvalidArgument("message", "`open` once, then `step`s or `edit`s", kind or "empty")
 
-    def _opened(self, request: denoiser_pb2.OpenTrajectory) -> torch.Tensor:
+    def _opened(self, request: denoiser_pb2.OpenTrajectory) -> Opened:
         width = self.unet.config.cross_attention_dim
         limit = self.settings.max_rows * MAX_TOKENS * width
         embeds = from_message(request.prompt_embeds, "open.prompt_embeds", (None, None, width), limit)
@@ -90,20 +108,61 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
                 "open.prompt_embeds", f"at most {self.settings.max_rows} rows", len(embeds)
             )
         check_finite(embeds, "open.prompt_embeds")
-        return embeds
+        control = None
+        if request.HasField("attention_control"):
+            control = control_of(request.attention_control, embeds.shape[1])
+        return Opened(embeds, control)
 
     async def _step(
         self, request: denoiser_pb2.DenoiseStep, prompt_embeds: torch.Tensor
     ) -> denoiser_pb2.DenoiseResponse:
-        channels = self.unet.config.in_channels
-        limit = channels * self.settings.max_latent_area
-        latents = from_message(request.latents, "step.latents", (1, channels, None, None), limit)
-        check_finite(latents, "step.latents")
-        if not math.isfinite(request.timestep):
-            raise InvalidArgument("step.timestep", "finite", request.timestep)
+        latents = self._latents(request, "step", 1)
         rows = _selected(prompt_embeds, request.rows)
-        noise_pred = await self.queue.noise_pred(latents, request.timestep, rows)
-        return denoiser_pb2.DenoiseResponse(step=request.step, noise_pred=to_message(noise_pred))
+        if not request.attention_rows:
+            noise_pred = await self.queue.noise_pred(latents, request.timestep, rows)
+            return denoiser_pb2.DenoiseResponse(step=request.step, noise_pred=to_message(noise_pred))
+        self._check_attention("step.attention_rows")
+        places = places_of(request.rows or range(len(prompt_embeds)), request.attention_rows)
+        noise_pred, maps = await step_with_attention(
+            self.queue, self.attention, latents, request.timestep, rows, places
+        )
+        return denoiser_pb2.DenoiseResponse(
+            step=request.step, noise_pred=to_message(noise_pred), attention=attention_messages(maps)
+        )
+
+    async def _edit(self, request: denoiser_pb2.EditStep, opened: Opened) -> denoiser_pb2.DenoiseResponse:
+        latents = self._latents(request, "edit", 2)
+        self._check_attention("edit")
+        if opened.control is None:
+            raise InvalidArgument("edit", "in a stream with open.attention_control", "without")
+        if len(opened.prompt_embeds) != 3:
+            rows = "3 rows: null text, source, target"
+            raise InvalidArgument("open.prompt_embeds", rows, len(opened.prompt_embeds))
+        noise_pred, maps = await edit_step(
+            self.queue, self.attention, latents, request.timestep, opened.prompt_embeds, opened.control,
+            request.replace_cross_attention, request.replace_self_attention,
+        )  # fmt: skip
+        return denoiser_pb2.DenoiseResponse(
+            step=request.step,
+            noise_pred=to_message(noise_pred),
+            attention=attention_messages(maps) if request.attention else [],
+        )
+
+    def _latents(
+        self, request: denoiser_pb2.DenoiseStep | denoiser_pb2.EditStep, kind: str, count: int
+    ) -> torch.Tensor:
+        """The step's latents [count, C, h, w]; its timestep is checked too."""
+        channels = self.unet.config.in_channels
+        limit = count * channels * self.settings.max_latent_area
+        latents = from_message(request.latents, f"{kind}.latents", (count, channels, None, None), limit)
+        check_finite(latents, f"{kind}.latents")
+        if not math.isfinite(request.timestep):
+            raise InvalidArgument(f"{kind}.timestep", "finite", request.timestep)
+        return latents
+
+    def _check_attention(self, field: str) -> None:
+        if not num_cross_attention_layers(self.unet.model):
+            raise InvalidArgument(field, "left out: this UNet has no cross-attention", "given")
 
 
 def _selected(prompt_embeds: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:

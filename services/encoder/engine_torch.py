@@ -8,6 +8,7 @@ from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sfumato.common.family import part_of
+from sfumato.encoder.words import Word, words_of
 
 
 class TextEncoder:
@@ -35,6 +36,10 @@ class TextEncoder:
             cut.append(max(0, len(whole) - self.max_tokens))
             embeds.append(self.model(tokens.input_ids.to(self.device))[0].cpu())
         return torch.cat(embeds), cut
+
+    def words(self, texts: list[str]) -> list[list[Word]]:
+        """The words of each text and their tokens; cut ones are left out."""
+        return [words_of(self.tokenizer, text, self.max_tokens) for text in texts]
 
 
 class JointEncoder:

@@ -1,6 +1,7 @@
 """Messages to calls of the CLIP engines."""
 
 import asyncio
+import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -61,7 +62,14 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         texts = self._checked_texts(request.texts)
         loop = asyncio.get_running_loop()
         embeds, cut = await loop.run_in_executor(self.executor, self.text_encoder.encode, texts)
-        return encoder_pb2.EncodeTextResponse(prompt_embeds=to_message(embeds), num_truncated_tokens=cut)
+        return encoder_pb2.EncodeTextResponse(
+            prompt_embeds=to_message(embeds),
+            num_truncated_tokens=cut,
+            texts=[
+                encoder_pb2.TextWords(words=[encoder_pb2.Word(**dataclasses.asdict(word)) for word in words])
+                for words in self.text_encoder.words(texts)
+            ],
+        )
 
     async def EmbedText(
         self, request: encoder_pb2.EmbedTextRequest, context: Context

@@ -20,8 +20,10 @@ from sfumato.common.errors import DeadlineExceeded, SfumatoError, Unavailable
 from sfumato.common.server import channel_options
 from sfumato.common.status import ForwardedError
 from sfumato.common.tensors import from_message, to_message
+from sfumato.gateway.attention_maps import Word
 from sfumato.gateway.config import GatewaySettings
 from sfumato.gateway.denoisers import DenoiserStream, Replica, check_targets
+from sfumato.gateway.generation import EncodedTexts
 from sfumato.gateway.parameters import FamilyInfo
 
 # Every unary call is a function of its request, so repeating one is safe.
@@ -110,6 +112,7 @@ class ModelServices:
             max_pixels=min(decoder.max_pixels, area),
             max_tokens=encoder.max_tokens,
             scheduler_config=json.loads(denoiser.scheduler_config),
+            num_cross_attention_layers=denoiser.num_cross_attention_layers,
         )
 
     async def _denoiser_info(self) -> denoiser_pb2.GetDenoiserInfoResponse:
@@ -118,14 +121,18 @@ class ModelServices:
                 return await replica.stub.GetDenoiserInfo(denoiser_pb2.GetDenoiserInfoRequest())
         raise Unavailable(f"no denoiser answers: {self.settings.denoiser_targets}")
 
-    async def encode_text(self, texts: list[str]) -> tuple[torch.Tensor, list[int]]:
-        """Conditioning [texts, tokens, width], and the tokens cut from each text."""
+    async def encode_text(self, texts: list[str]) -> EncodedTexts:
+        """The conditioning of each text, and its words."""
         request = encoder_pb2.EncodeTextRequest(texts=texts)
         with _calling("encoder", self.settings.encoder_target):
             response = await self.encoder.EncodeText(request, **calls.outgoing())
         limit = self.settings.max_message_bytes
         embeds = from_message(response.prompt_embeds, "prompt_embeds", (len(texts), None, None), limit)
-        return embeds, list(response.num_truncated_tokens)
+        words = [
+            [Word(word.text, word.start_token, word.end_token) for word in text.words]
+            for text in response.texts
+        ]
+        return EncodedTexts(embeds, list(response.num_truncated_tokens), words)
 
     async def encode_image(self, image: bytes, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and deviation of the image's latents."""

@@ -20,12 +20,14 @@ from sfumato.common import calls
 from sfumato.common.errors import DeadlineExceeded, SfumatoError, Unavailable
 from sfumato.common.status import ForwardedError
 from sfumato.common.tensors import from_message, to_message
+from sfumato.gateway.attention_maps import LayerMaps
 
 log = structlog.get_logger()
 
 REPLAYED = Counter("sfumato_gateway_replayed_steps", "Steps repeated because a denoiser was lost.")
 LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN)
 RETRY_SECONDS = 0.1
+MAX_TOKENS = 1024
 
 
 @dataclass
@@ -69,15 +71,25 @@ class DenoiserStream:
             Unavailable: no replica answered for wait_seconds, or within the deadline.
         """
         message = denoiser_pb2.DenoiseStep(step=step, latents=to_message(latents), timestep=timestep)
-        request = denoiser_pb2.DenoiseRequest(step=message)
-        shape = (self._num_rows, None, *latents.shape[2:])
+        response = await self._answer(denoiser_pb2.DenoiseRequest(step=message))
+        return _noise_pred(response, self._num_rows, latents)
+
+    async def noise_pred_and_maps(
+        self, step: int, latents: torch.Tensor, timestep: float, row: int
+    ) -> tuple[torch.Tensor, list[LayerMaps]]:
+        """As noise_pred, and the cross-attention maps of one row, the largest resolution first."""
+        message = denoiser_pb2.DenoiseStep(
+            step=step, latents=to_message(latents), timestep=timestep, attention_rows=[row]
+        )
+        response = await self._answer(denoiser_pb2.DenoiseRequest(step=message))
+        return _noise_pred(response, self._num_rows, latents), _layer_maps(response, latents)[0]
+
+    async def _answer(self, request: denoiser_pb2.DenoiseRequest) -> denoiser_pb2.DenoiseResponse:
+        """One step's answer, from whichever replica lives."""
         give_up = self._give_up_time()
         while True:
             try:
-                response = await asyncio.wait_for(self._exchange(request), self._step_seconds)
-                return from_message(
-                    response.noise_pred, "noise_pred", shape, 16 * self._num_rows * latents.numel()
-                )
+                return await asyncio.wait_for(self._exchange(request), self._step_seconds)
             except (grpc.aio.AioRpcError, TimeoutError, asyncio.InvalidStateError) as error:
                 self._lose(error)
             if time.monotonic() >= give_up:
@@ -131,6 +143,23 @@ class DenoiserStream:
     async def close(self) -> None:
         """Ends the stream; the replica drops the conditioning and what is queued."""
         self._release()
+
+
+def _noise_pred(response: denoiser_pb2.DenoiseResponse, num_rows: int, latents: torch.Tensor) -> torch.Tensor:
+    shape = (num_rows, None, *latents.shape[2:])
+    return from_message(response.noise_pred, "noise_pred", shape, 16 * num_rows * latents.numel())
+
+
+def _layer_maps(response: denoiser_pb2.DenoiseResponse, latents: torch.Tensor) -> list[list[LayerMaps]]:
+    """The maps of each row that was asked for."""
+    limit = MAX_TOKENS * 2 * latents[0, 0].numel()
+    levels = [
+        (level.num_layers, from_message(level.maps, "attention.maps", (None, None, None, None), limit))
+        for level in response.attention
+    ]
+    return [
+        [LayerMaps(num_layers, maps[row]) for num_layers, maps in levels] for row in range(len(levels[0][1]))
+    ]
 
 
 def check_targets(targets: list[str]) -> None:

@@ -9,13 +9,29 @@ from typing import Protocol
 
 import torch
 
+from sfumato.gateway.attention_maps import AttentionWatch, AttentiveDenoiser, Word
 from sfumato.gateway.guidance import conditioning_texts
 from sfumato.gateway.masks import latent_mask
 from sfumato.gateway.parameters import FamilyInfo, Parameters
 from sfumato.gateway.trajectory import Source, prepare, sample
 
 
-class Denoiser(Protocol):
+@dataclass(frozen=True)
+class EncodedTexts:
+    """Texts as the encoder gives them back.
+
+    Attributes:
+        prompt_embeds: float32 [texts, tokens, width].
+        num_truncated: tokens cut from each text.
+        words: of each text, with their tokens.
+    """
+
+    prompt_embeds: torch.Tensor
+    num_truncated: list[int]
+    words: list[list[Word]]
+
+
+class Denoiser(AttentiveDenoiser, Protocol):
     """An open trajectory at a denoiser."""
 
     num_replayed_steps: int
@@ -30,8 +46,8 @@ class Denoiser(Protocol):
 class Services(Protocol):
     """The model services as a generation sees them."""
 
-    async def encode_text(self, texts: list[str]) -> tuple[torch.Tensor, list[int]]:
-        """Conditioning [texts, tokens, width], and the tokens cut from each text."""
+    async def encode_text(self, texts: list[str]) -> EncodedTexts:
+        """The conditioning of each text, and its words."""
 
     async def encode_image(self, image: bytes, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and deviation of the image's latents."""
@@ -83,6 +99,17 @@ class Stepped:
 
 
 @dataclass(frozen=True)
+class Attended:
+    """The attention maps [words, h, w] of an image over the steps done so far."""
+
+    image_index: int
+    step: int
+    num_steps: int
+    words: list[str]
+    maps: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Finished:
     """An image is done."""
 
@@ -91,7 +118,7 @@ class Finished:
     data: bytes
 
 
-Event = Started | Stepped | Finished | Seconds
+Event = Started | Stepped | Attended | Finished | Seconds
 
 
 @dataclass
@@ -111,17 +138,17 @@ class Generation:
         _, timesteps = prepare(p, self.family.scheduler_config)
         with self.seconds.add_to("encode_text"):
             texts = conditioning_texts(p.prompt, p.negative_prompt, p.guided)
-            prompt_embeds, cut = await self.services.encode_text(texts)
+            encoded = await self.services.encode_text(texts)
         source = await self._source() if p.image else None
         warnings = [
             f"{count} tokens beyond the family's {self.family.max_tokens} were cut from {text!r:.60}"
-            for text, count in zip(texts, cut, strict=True)
+            for text, count in zip(texts, encoded.num_truncated, strict=True)
             if count
         ]
         yield Started(len(timesteps), warnings)
         # Bounded, so that a slow reader slows its own request and nothing piles up.
         queue: asyncio.Queue[Event | BaseException | None] = asyncio.Queue(maxsize=64)
-        runs = asyncio.gather(*(self._image(i, prompt_embeds, source, queue) for i in range(p.num_images)))
+        runs = asyncio.gather(*(self._image(i, encoded, source, queue) for i in range(p.num_images)))
         feeder = asyncio.ensure_future(_end(runs, queue))
         try:
             while (event := await queue.get()) is not None:
@@ -150,22 +177,31 @@ class Generation:
     async def _image(
         self,
         index: int,
-        prompt_embeds: torch.Tensor,
+        encoded: EncodedTexts,
         source: Source | None,
         queue: "asyncio.Queue[Event | BaseException | None]",
     ) -> None:
         p = self.parameters
         seed = p.seed + index
-        denoiser = self.services.open_trajectory(prompt_embeds)
+        denoiser = self.services.open_trajectory(encoded.prompt_embeds)
+        watch, noise_pred = None, denoiser.noise_pred
+        if p.attention is not None:
+            watch = AttentionWatch(
+                denoiser, p.prompt_row, encoded.words[p.prompt_row], p.attention.aggregation
+            )
+            noise_pred = watch.noise_pred
         latents = torch.empty(0)
         begun = time.perf_counter()
         try:
-            async for step in sample(p, seed, self.family, source, denoiser.noise_pred):
+            async for step in sample(p, seed, self.family, source, noise_pred):
                 latents = step.latents
                 done = step.index + 1
                 wanted = p.preview_interval_steps and done % p.preview_interval_steps == 0
                 preview = await self.services.decode(step.predicted_x0(), p.image_format) if wanted else b""
                 await queue.put(Stepped(index, done, step.num_steps, preview))
+                if watch and p.attention and p.attention.is_due(done, step.num_steps):
+                    words = [word.text for word in watch.words]
+                    await queue.put(Attended(index, done, step.num_steps, words, watch.average()))
         finally:
             self.seconds.denoise += time.perf_counter() - begun
             self.seconds.num_replayed_steps += denoiser.num_replayed_steps

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sfumato.common.errors import InvalidArgument, NotFound, ResourceExhausted
+from sfumato.gateway.attention_maps import AttentionOptions, resolve_options
 from sfumato.gateway.config import GatewaySettings
 from sfumato.gateway.sampling import SCHEDULERS
 
@@ -23,6 +24,7 @@ class FamilyInfo:
     max_pixels: int
     max_tokens: int
     scheduler_config: dict[str, Any]
+    num_cross_attention_layers: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,17 @@ class Parameters:
     image_format: str
     image: bytes
     mask: bytes
+    attention: AttentionOptions | None = None
 
     @property
     def guided(self) -> bool:
         """Whether the null text is needed beside the prompt."""
         return self.guidance_scale > 1
+
+    @property
+    def prompt_row(self) -> int:
+        """The prompt's row of the conditioning."""
+        return 1 if self.guided else 0
 
 
 def resolve(given: Mapping[str, Any], family: FamilyInfo, settings: GatewaySettings) -> Parameters:
@@ -82,6 +90,7 @@ def resolve(given: Mapping[str, Any], family: FamilyInfo, settings: GatewaySetti
         image_format=given.get("image_format", "PNG"),
         image=image,
         mask=mask,
+        attention=resolve_options(given.get("attention_maps"), family.num_cross_attention_layers),
     )
     _check(parameters, given, family, settings)
     return parameters

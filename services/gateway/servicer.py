@@ -13,9 +13,10 @@ from sfumato_protos.v1 import decoder_pb2, gateway_pb2, gateway_pb2_grpc
 from sfumato.common import calls
 from sfumato.common.calls import Context
 from sfumato.common.errors import InvalidArgument, ResourceExhausted, Unavailable
+from sfumato.gateway.attention_messages import given_options, maps_message, options_message
 from sfumato.gateway.channels import ModelServices
 from sfumato.gateway.config import GatewaySettings
-from sfumato.gateway.generation import Event, Finished, Generation, Seconds, Started, Stepped
+from sfumato.gateway.generation import Attended, Event, Finished, Generation, Seconds, Started, Stepped
 from sfumato.gateway.parameters import FamilyInfo, Parameters, resolve
 from sfumato.gateway.sampling import SCHEDULERS, make_scheduler
 
@@ -121,6 +122,8 @@ def given_fields(request: gateway_pb2.GenerateRequest) -> dict[str, Any]:
         if value is None:
             raise InvalidArgument("image_format", "one of PNG, JPEG, WEBP", given["image_format"])
         given["image_format"] = value.name.removeprefix("IMAGE_FORMAT_")
+    if "attention_maps" in given:
+        given["attention_maps"] = given_options(given["attention_maps"])
     return given
 
 
@@ -141,6 +144,8 @@ def to_response(event: Event, p: Parameters, family: FamilyInfo) -> gateway_pb2.
                 image_index=image_index, step=step, num_steps=num_steps, preview=preview
             )
             return gateway_pb2.GenerateResponse(step=done)
+        case Attended():
+            return gateway_pb2.GenerateResponse(attention_maps=maps_message(event))
         case Finished(index, seed, data):
             image = gateway_pb2.Image(
                 index=index, seed=seed, data=data, image_format=image_format, width=p.width, height=p.height
@@ -175,4 +180,5 @@ def resolved_request(p: Parameters, family: FamilyInfo) -> gateway_pb2.GenerateR
         preview_interval_steps=p.preview_interval_steps,
         image_format=decoder_pb2.ImageFormat.Value(f"IMAGE_FORMAT_{p.image_format}"),
         request_id=calls.request_id.get(),
+        attention_maps=options_message(p.attention) if p.attention else None,
     )

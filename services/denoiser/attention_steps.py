@@ -1,0 +1,69 @@
+"""Steps that look at attention, as work of the step queue: one row a forward, on every device."""
+
+import asyncio
+from collections.abc import Sequence
+
+import torch
+
+from sfumato.denoiser.attention import AttentionUNet, LayerMaps
+from sfumato.denoiser.batching import StepQueue
+from sfumato.denoiser.probes import Control
+
+
+async def step_with_attention(
+    queue: StepQueue,
+    unet: AttentionUNet,
+    latents: torch.Tensor,
+    timestep: float,
+    prompt_embeds: torch.Tensor,
+    attention_rows: Sequence[int],
+) -> tuple[torch.Tensor, list[list[LayerMaps]]]:
+    """A step's predictions [rows, C, h, w], and the maps of the rows asked for.
+
+    Args:
+        queue: runs the forwards; rows that nobody looks at go the way of all others.
+        unet: runs the rows asked for.
+        latents: float32 [1, C, h, w].
+        timestep: of the noise schedule.
+        prompt_embeds: float32 [rows, tokens, cross_attention_dim].
+        attention_rows: indices into prompt_embeds.
+    """
+
+    async def row(index: int) -> tuple[torch.Tensor, list[LayerMaps]]:
+        part = prompt_embeds[index : index + 1]
+        if index in attention_rows:
+            return await queue.run(1, unet.noise_pred_and_maps, latents, timestep, part)
+        return await queue.noise_pred(latents, timestep, part), []
+
+    results = await asyncio.gather(*(row(index) for index in range(len(prompt_embeds))))
+    return torch.cat([noise_pred for noise_pred, _ in results]), [results[i][1] for i in attention_rows]
+
+
+async def edit_step(
+    queue: StepQueue,
+    unet: AttentionUNet,
+    latents: torch.Tensor,
+    timestep: float,
+    prompt_embeds: torch.Tensor,
+    control: Control,
+    replace_cross: bool,
+    replace_self: bool,
+) -> tuple[torch.Tensor, list[list[LayerMaps]]]:
+    """A step of an edit: [4, C, h, w] (null text for source and target, source, target), and both's maps.
+
+    Attention is steered in the conditional rows alone, as in the paper's code.
+
+    Args:
+        queue, unet: as above.
+        latents: float32 [2, C, h, w]: source, target.
+        timestep: of the noise schedule.
+        prompt_embeds: float32 [3, tokens, cross_attention_dim]: null text, source, target.
+        control, replace_cross, replace_self: as AttentionUNet.edit has them.
+    """
+    null = prompt_embeds[:1]
+    null_source, null_target, (pair, maps) = await asyncio.gather(
+        queue.noise_pred(latents[:1], timestep, null),
+        queue.noise_pred(latents[1:], timestep, null),
+        queue.run(2, unet.edit, latents, timestep, prompt_embeds[1:], control, replace_cross, replace_self),
+    )
+    return torch.cat([null_source, null_target, pair]), maps
