@@ -56,3 +56,10 @@ def test_options_of_an_image_need_an_image(given: dict[str, Any]) -> None:
 def test_another_family_is_not_found() -> None:
     with pytest.raises(NotFound, match="families/f"):
         resolve({"prompt": "a", "family": "families/other"}, FAMILY, SETTINGS)
+
+
+def test_attention_maps_of_a_family_without_cross_attention_are_refused() -> None:
+    assert resolve({"prompt": "a"}, FAMILY, SETTINGS).attention is None
+    with pytest.raises(InvalidArgument, match="no cross-attention") as error:
+        resolve({"prompt": "a", "attention_maps": {}}, FAMILY, SETTINGS)
+    assert error.value.field == "attention_maps"
