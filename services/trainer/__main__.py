@@ -15,17 +15,19 @@ from sfumato.trainer.clip import train_clip
 from sfumato.trainer.evaluate import evaluate
 from sfumato.trainer.export import export, text_encoder_from
 from sfumato.trainer.loop import Schedule, average_of
+from sfumato.trainer.noised_clip import train_noised_clip
 from sfumato.trainer.restore import restore
 from sfumato.trainer.tokens import tokenizer_of, train_tokenizer, vocabulary_size
 from sfumato.trainer.unet import encode_latents, train_unet
 
-STAGES = ("data", "autoencoder", "clip", "judge", "latents", "unet", "export", "evaluate")
+STAGES = ("data", "autoencoder", "clip", "judge", "latents", "unet", "noised-clip", "export", "evaluate")
 # Steps, learning rate, batch: what a stage gets when nothing else is asked.
 RECIPES = {
     "autoencoder": (40_000, 3e-3, 16),
     "clip": (3_000, 1.5e-3, 96),
     "judge": (3_000, 1.5e-3, 96),
     "unet": (20_000, 1.5e-3, 64),
+    "noised-clip": (6_000, 1.5e-3, 128),
 }
 NUM_SCENES = 60_000
 
@@ -78,6 +80,9 @@ def run(name: str, checkpoints: Path, family: Path, steps: int, max_seconds: flo
             train_autoencoder(data, path, schedule, seed, batch)
         elif name == "unet":
             _train_unet(checkpoints, schedule, seed, batch)
+        elif name == "noised-clip":
+            latents, clip = checkpoints / "latents.safetensors", checkpoints / "clip.safetensors"
+            train_noised_clip(latents, clip, vocabulary_size(tokenizer), path, schedule, seed + 7, batch)
         else:
             train_clip(data, tokenizer, path, schedule, seed + (1 if name == "clip" else 2), batch)
     elif name == "latents" and not (path := checkpoints / "latents.safetensors").exists():

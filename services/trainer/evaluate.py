@@ -13,9 +13,11 @@ from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusio
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
+from sfumato.common.noised_clip import load_noised_clip
 from sfumato.trainer.autoencoder import psnr
-from sfumato.trainer.batches import stream
+from sfumato.trainer.batches import stream, to_pixels
 from sfumato.trainer.clip import make_clip, recall
+from sfumato.trainer.noised_clip import recall_by_timestep
 from sfumato.trainer.tokens import tokenizer_of, vocabulary_size
 
 GUIDANCE_SCALES = (1.0, 2.0, 3.0, 5.0, 7.5, 10.0)
@@ -41,7 +43,14 @@ def evaluate(
     tokens = tokenizer_of(tokenizer)(captions)
     vae: Any = AutoencoderKL.from_pretrained(family / "vae", torch_dtype=torch.float32)
     figures: dict[str, Any] = {"autoencoder_psnr_db": round(psnr(vae, images), 2)}
-    figures["clip"] = recall(load_clip(family / "clip", tokenizer), images, tokens)
+    clip = load_clip(family / "clip", tokenizer)
+    figures["clip"] = recall(clip, images, tokens)
+    if (family / "clip_noised").is_dir():
+        noised = load_noised_clip(family / "clip_noised")
+        with torch.inference_mode():
+            latents = vae.encode(to_pixels(images)).latent_dist.mean * vae.config.scaling_factor
+            text_features = clip.encode_text(tokens, normalize=True)
+        figures["noised_clip_by_timestep"] = recall_by_timestep(noised, latents, text_features)
     pipeline = load_pipeline(family)
     contact_sheet(pipeline, num_inference_steps).save(family / "contact_sheet.png")
     if judge_folder.is_dir():

@@ -10,9 +10,11 @@ from diffusers import DDIMScheduler
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from sfumato.trainer.autoencoder import make_autoencoder
+from sfumato.common.noised_clip import save_noised_clip
+from sfumato.trainer.autoencoder import LATENT_CHANNELS, make_autoencoder
 from sfumato.trainer.clip import MEAN, STD, TEXT_WIDTH, model_config
 from sfumato.trainer.loop import average_of
+from sfumato.trainer.noised_clip import NoisedClip
 from sfumato.trainer.tokens import CONTEXT, vocabulary_size
 from sfumato.trainer.unet import NOISE_SCHEDULE, make_unet
 
@@ -77,6 +79,14 @@ def export_clip(clip: dict[str, torch.Tensor], tokenizer: Path, folder: Path) ->
     shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
 
 
+def export_noised_clip(checkpoint: Path, clip: dict[str, torch.Tensor], folder: Path) -> None:
+    """clip_noised/, float16, where it was trained."""
+    if checkpoint.exists():
+        model = NoisedClip(LATENT_CHANNELS, clip["text_projection"].shape[1], clip["logit_scale"])
+        model.load_state_dict(average_of(checkpoint))
+        save_noised_clip(folder, model.image.half())
+
+
 def export(checkpoints: Path, family: Path, judge: Path) -> None:
     """Writes the family, and the judge where there is one, from a folder of checkpoints."""
     tokenizer = checkpoints / "tokenizer"
@@ -97,6 +107,7 @@ def export(checkpoints: Path, family: Path, judge: Path) -> None:
     export_clip(clip, tokenizer, family / "clip")
     if (checkpoints / "judge.safetensors").exists():
         export_clip(average_of(checkpoints / "judge.safetensors"), tokenizer, judge)
+    export_noised_clip(checkpoints / "noised-clip.safetensors", clip, family / "clip_noised")
     (family / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")
 
 
