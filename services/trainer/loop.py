@@ -104,6 +104,15 @@ def start_processes() -> tuple[int, int]:
     return dist.get_rank(), dist.get_world_size()
 
 
+def gather(tensor: torch.Tensor) -> torch.Tensor:
+    """Every process's tensor, one after another along the first dimension."""
+    if not dist.is_initialized():
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, tensor)
+    return torch.cat(parts)
+
+
 def average_over_processes(parameters: list[torch.nn.Parameter], seconds: float) -> float:
     """Averages the gradients in place, and the seconds that the learning rate follows, over all processes."""
     if not dist.is_initialized():
