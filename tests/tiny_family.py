@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import sfumato.common  # noqa: F401  (before diffusers, for torchvision)
+from sfumato.common.noised_clip import NoisedImageEncoder, save_noised_clip
 
 CONTEXT = 24
 WIDTH = 32
@@ -43,6 +46,9 @@ def save_tiny_family(path: Path, latent_channels: int = 4) -> Path:
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False,
         set_alpha_to_one=False, steps_offset=1,
     ).save_pretrained(path / "scheduler")  # fmt: skip
+    save_clip(path / "clip", num_tokens)
+    noised = NoisedImageEncoder(latent_channels, 8, width=32, layers=2, heads=4, embed_dim=WIDTH)
+    save_noised_clip(path / "clip_noised", noised)
     index = {
         "_class_name": "StableDiffusionPipeline",
         "feature_extractor": [None, None],
@@ -56,6 +62,24 @@ def save_tiny_family(path: Path, latent_channels: int = 4) -> Path:
     }
     (path / "model_index.json").write_text(json.dumps(index))
     return path
+
+
+def save_clip(path: Path, num_tokens: int) -> None:
+    """A tiny CLIP of 32-pixel images in open_clip's `local-dir:` layout."""
+    config: dict[str, Any] = {
+        "embed_dim": WIDTH,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 8, "patch_size": 8},
+        "text_cfg": {
+            "context_length": CONTEXT, "vocab_size": num_tokens, "width": 32, "heads": 4, "layers": 2,
+        },
+    }  # fmt: skip
+    model: Any = open_clip.CLIP(**config)
+    save_tokenizer(path)
+    save_file(model.state_dict(), path / "open_clip_model.safetensors")
+    config["text_cfg"]["hf_tokenizer_name"] = "CLIPTokenizer"
+    preprocess = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28], "interpolation": "bicubic"}
+    text = json.dumps({"model_cfg": config, "preprocess_cfg": preprocess})
+    (path / "open_clip_config.json").write_text(text)
 
 
 def save_tokenizer(path: Path) -> int:

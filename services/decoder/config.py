@@ -12,4 +12,6 @@ class DecoderSettings(ModelSettings):
     model_config = SettingsConfigDict(env_prefix="SFUMATO_DECODER_", frozen=True)
 
     max_pixels: int = Field(1024 * 1024, gt=0, description="Largest image decoded or encoded, in pixels.")
+    max_gradient_pixels: int = Field(512 * 512, gt=0, description="Largest image differentiated, in pixels.")
+    max_kept_graphs: int = Field(64, gt=0, description="Most decoded images kept for a gradient at one time.")
     max_input_pixels: int = Field(2**24, gt=0, description="Largest image file read, before resizing.")

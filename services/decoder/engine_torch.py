@@ -9,15 +9,16 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from sfumato.common.family import part_of
+from sfumato.common.gradients import Linearised, linearise
 
 
 class TorchAutoencoder:
-    """The family's vae/, in float32. Images are RGB; in tensors they lie in [-1, 1]."""
+    """The family's vae/, in float32 (float64 to check gradients by). RGB; tensors lie in [-1, 1]."""
 
-    def __init__(self, family: Path, device: torch.device) -> None:
+    def __init__(self, family: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         model: Any = AutoencoderKL.from_pretrained(part_of(family, "vae"), use_safetensors=True)
-        self.model = model.to(device=device, dtype=torch.float32).eval()
-        self.device = device
+        self.model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        self.device, self.dtype = device, dtype
         config = self.model.config
         self.latent_channels = int(config.latent_channels)
         self.vae_scale_factor: int = 2 ** (len(config.block_out_channels) - 1)
@@ -27,10 +28,18 @@ class TorchAutoencoder:
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> Image.Image:
         """Scaled latents [1, latent_channels, height, width] to an image."""
-        unscaled = latents.to(self.device) / self.scaling_factor + self.shift_factor
-        sample = self.model.decode(unscaled, return_dict=False)[0]
+        sample = self._pixels(latents.to(self.device, self.dtype))
         pixels = (sample[0] * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
         return Image.fromarray((pixels * 255).round().astype(np.uint8))
+
+    def linearise(self, latents: torch.Tensor) -> Linearised:
+        """Scaled latents to pixels [1, 3, height, width], not clamped, kept for `vjp`."""
+        return linearise(self._pixels, latents.to(self.device, self.dtype))
+
+    def _pixels(self, latents: torch.Tensor) -> torch.Tensor:
+        unscaled = latents / self.scaling_factor + self.shift_factor
+        sample: torch.Tensor = self.model.decode(unscaled, return_dict=False)[0]
+        return sample
 
     @torch.inference_mode()
     def encode(self, image: Image.Image, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:

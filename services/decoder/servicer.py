@@ -1,16 +1,18 @@
 """Messages to calls of the autoencoder."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import torch
-from sfumato_protos.v1 import decoder_pb2, decoder_pb2_grpc
+from sfumato_protos.v1 import decoder_pb2, decoder_pb2_grpc, tensor_pb2
 
 from sfumato.common.calls import Context
 from sfumato.common.devices import setup_device
 from sfumato.common.errors import InvalidArgument, ResourceExhausted
 from sfumato.common.family import family_name
+from sfumato.common.gradients import GraphCount, Linearised
 from sfumato.common.images import encode_image, open_image
 from sfumato.common.tensors import check_finite, from_message, to_message
 from sfumato.decoder.config import DecoderSettings
@@ -34,6 +36,7 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
         self.settings = settings
         # One model thread: torch spreads each forward over the cores itself.
         self.executor = ThreadPoolExecutor(1, "vae")
+        self.graphs = GraphCount(settings.max_kept_graphs)
 
     def register(self, server: grpc.aio.Server) -> None:
         decoder_pb2_grpc.add_DecoderServiceServicer_to_server(self, server)
@@ -66,10 +69,7 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
     ) -> decoder_pb2.DecodeResponse:
         if request.image_format not in _FORMATS:
             raise InvalidArgument("image_format", f"one of {list(_FORMATS.values())}", request.image_format)
-        channels = self.vae.latent_channels
-        limit = channels * self.settings.max_pixels // self.vae.vae_scale_factor**2
-        latents = from_message(request.latents, "latents", (1, channels, None, None), limit)
-        check_finite(latents, "latents")
+        latents = self._latents(request.latents, self.settings.max_pixels)
 
         def decode() -> decoder_pb2.DecodeResponse:
             image = self.vae.decode(latents)
@@ -77,6 +77,41 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
             return decoder_pb2.DecodeResponse(image=data, width=image.width, height=image.height)
 
         return await asyncio.get_running_loop().run_in_executor(self.executor, decode)
+
+    async def DecodeGradient(
+        self,
+        request_iterator: AsyncIterator[decoder_pb2.DecodeGradientRequest],
+        context: Context,
+    ) -> AsyncIterator[decoder_pb2.DecodeGradientResponse]:
+        run = asyncio.get_running_loop().run_in_executor
+        kept: Linearised | None = None
+        self.graphs.add()
+        try:
+            async for request in request_iterator:
+                kind = request.WhichOneof("message")
+                if kind == "latents":
+                    latents = self._latents(request.latents, self.settings.max_gradient_pixels)
+                    kept = await run(self.executor, self.vae.linearise, latents)
+                    yield decoder_pb2.DecodeGradientResponse(image=to_message(kept.output))
+                elif kind == "image_gradient" and kept is not None:
+                    shape = tuple(kept.graph.shape)
+                    vector = from_message(request.image_gradient, kind, shape, kept.graph.numel())
+                    check_finite(vector, kind)
+                    gradient = await run(self.executor, kept.vjp, vector)
+                    kept = None
+                    yield decoder_pb2.DecodeGradientResponse(latents_gradient=to_message(gradient))
+                else:
+                    wanted = "`latents`, then its `image_gradient`"
+                    raise InvalidArgument("message", wanted, kind or "empty")
+        finally:
+            self.graphs.remove()
+
+    def _latents(self, message: tensor_pb2.Tensor, max_pixels: int) -> torch.Tensor:
+        channels = self.vae.latent_channels
+        limit = channels * max_pixels // self.vae.vae_scale_factor**2
+        latents = from_message(message, "latents", (1, channels, None, None), limit)
+        check_finite(latents, "latents")
+        return latents
 
     async def Encode(
         self, request: decoder_pb2.EncodeRequest, context: Context

@@ -34,7 +34,8 @@ class StepQueue:
         """num_workers: forwards at a time; 1 where the device is parallel itself."""
         self._unet = unet
         self._rows_apart = num_workers > 1
-        self._executor = ThreadPoolExecutor(num_workers, "unet")
+        # One thread each, whatever other executors of the process set for theirs.
+        self._executor = ThreadPoolExecutor(num_workers, "unet", torch.set_num_threads, (1,))
 
     async def noise_pred(
         self, latents: torch.Tensor, timestep: float, prompt_embeds: torch.Tensor

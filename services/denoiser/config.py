@@ -13,3 +13,4 @@ class DenoiserSettings(ModelSettings):
 
     max_latent_area: int = Field(128 * 128, gt=0, description="Largest latent height times width.")
     max_rows: int = Field(16, gt=0, description="Most conditioning rows of a trajectory.")
+    max_kept_graphs: int = Field(64, gt=0, description="Most rows kept for a gradient at one time.")

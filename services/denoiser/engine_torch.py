@@ -7,15 +7,16 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from sfumato.common.family import part_of
+from sfumato.common.gradients import Linearised, linearise
 
 
 class TorchUNet:
-    """The family's unet/, in float32."""
+    """The family's unet/, in float32; in float64 to check gradients by."""
 
-    def __init__(self, family: Path, device: torch.device) -> None:
+    def __init__(self, family: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         model: Any = UNet2DConditionModel.from_pretrained(part_of(family, "unet"), use_safetensors=True)
-        self.model = model.to(device=device, dtype=torch.float32).eval()
-        self.device = device
+        self.model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        self.device, self.dtype = device, dtype
         self.config = self.model.config
 
     @torch.inference_mode()
@@ -38,3 +39,18 @@ class TorchUNet:
             sample, timesteps, prompt_embeds.to(self.device), return_dict=False
         )[0]
         return result.cpu()
+
+    def linearise(self, latents: torch.Tensor, timestep: float, prompt_embeds: torch.Tensor) -> Linearised:
+        """The prediction for one row of conditioning, kept for its vector-Jacobian product.
+
+        Args:
+            latents: [1, in_channels, height, width].
+            timestep: of the noise schedule.
+            prompt_embeds: [1, tokens, cross_attention_dim].
+        """
+        timesteps = torch.tensor([timestep], device=self.device)
+        embeds = prompt_embeds.to(self.device, self.dtype)
+        return linearise(
+            lambda x: self.model(x, timesteps, embeds, return_dict=False)[0],
+            latents.to(self.device, self.dtype),
+        )

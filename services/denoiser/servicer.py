@@ -15,6 +15,7 @@ from sfumato.common.calls import Context
 from sfumato.common.devices import setup_device
 from sfumato.common.errors import InvalidArgument, ResourceExhausted
 from sfumato.common.family import family_name, read_json
+from sfumato.common.gradients import GraphCount
 from sfumato.common.tensors import check_finite, from_message, to_message
 from sfumato.denoiser.attention import AttentionUNet, num_cross_attention_layers
 from sfumato.denoiser.attention_messages import attention_messages, control_of, places_of
@@ -22,6 +23,8 @@ from sfumato.denoiser.attention_steps import edit_step, step_with_attention
 from sfumato.denoiser.batching import StepQueue
 from sfumato.denoiser.config import DenoiserSettings
 from sfumato.denoiser.engine_torch import TorchUNet
+from sfumato.denoiser.gradient_messages import KeptStep
+from sfumato.denoiser.gradients import GradientQueue
 from sfumato.denoiser.probes import Control
 
 MAX_TOKENS = 1024
@@ -42,10 +45,12 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
     unet: TorchUNet
     attention: AttentionUNet
     queue: StepQueue
+    gradients: GradientQueue
     scheduler_config: str
 
     def __init__(self, settings: DenoiserSettings) -> None:
         self.settings = settings
+        self.graphs = GraphCount(settings.max_kept_graphs)
 
     def register(self, server: grpc.aio.Server) -> None:
         denoiser_pb2_grpc.add_DenoiserServiceServicer_to_server(self, server)
@@ -58,6 +63,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         self.unet = await asyncio.to_thread(TorchUNet, family, device)
         self.attention = AttentionUNet(self.unet.model, device)
         self.queue = StepQueue(self.unet, 1 if device.type != "cpu" else workers)
+        self.gradients = GradientQueue(self.unet, workers)
         config = self.unet.config
         latents = torch.zeros(1, config.in_channels, config.sample_size, config.sample_size)
         for rows in (1, 2):
@@ -66,6 +72,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
     async def close(self) -> None:
         if hasattr(self, "queue"):
             self.queue.close()
+            self.gradients.close()
 
     async def GetDenoiserInfo(
         self, request: denoiser_pb2.GetDenoiserInfoRequest, context: Context
@@ -88,16 +95,22 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         context: Context,
     ) -> AsyncIterator[denoiser_pb2.DenoiseResponse]:
         opened: Opened | None = None
-        async for request in request_iterator:
-            kind = request.WhichOneof("message")
-            if kind == "open" and opened is None:
-                opened = self._opened(request.open)
-            elif kind == "step" and opened is not None:
-                yield await self._step(request.step, opened.prompt_embeds)
-            elif kind == "edit" and opened is not None:
-                yield await self._edit(request.edit, opened)
-            else:
-                raise InvalidArgument("message", "`open` once, then `step`s or `edit`s", kind or "empty")
+        kept = KeptStep(self.gradients, self.graphs)
+        try:
+            async for request in request_iterator:
+                kind = request.WhichOneof("message")
+                if kind == "open" and opened is None:
+                    opened = self._opened(request.open)
+                elif kind == "step" and opened is not None:
+                    yield await self._step(request.step, opened.prompt_embeds, kept)
+                elif kind == "gradient" and opened is not None:
+                    yield await kept.gradient(request.gradient)
+                elif kind == "edit" and opened is not None:
+                    yield await self._edit(request.edit, opened)
+                else:
+                    raise InvalidArgument("message", "`open` once, then `step`s or `edit`s", kind or "empty")
+        finally:
+            kept.drop()
 
     def _opened(self, request: denoiser_pb2.OpenTrajectory) -> Opened:
         width = self.unet.config.cross_attention_dim
@@ -114,18 +127,24 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         return Opened(embeds, control)
 
     async def _step(
-        self, request: denoiser_pb2.DenoiseStep, prompt_embeds: torch.Tensor
+        self, request: denoiser_pb2.DenoiseStep, prompt_embeds: torch.Tensor, kept: KeptStep
     ) -> denoiser_pb2.DenoiseResponse:
         latents = self._latents(request, "step", 1)
         rows = _selected(prompt_embeds, request.rows)
-        if not request.attention_rows:
+        kept.drop()
+        if request.keep_graph:
+            noise_pred = await kept.keep(request.step, latents, request.timestep, rows)
+        elif not request.attention_rows:
             noise_pred = await self.queue.noise_pred(latents, request.timestep, rows)
+        if not request.attention_rows:
             return denoiser_pb2.DenoiseResponse(step=request.step, noise_pred=to_message(noise_pred))
         self._check_attention("step.attention_rows")
         places = places_of(request.rows or range(len(prompt_embeds)), request.attention_rows)
-        noise_pred, maps = await step_with_attention(
+        seen, maps = await step_with_attention(
             self.queue, self.attention, latents, request.timestep, rows, places
         )
+        # A kept step's prediction is the one that will be differentiated.
+        noise_pred = noise_pred if request.keep_graph else seen
         return denoiser_pb2.DenoiseResponse(
             step=request.step, noise_pred=to_message(noise_pred), attention=attention_messages(maps)
         )

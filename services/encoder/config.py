@@ -13,4 +13,6 @@ class EncoderSettings(ModelSettings):
 
     max_texts: int = Field(64, gt=0, description="Most texts or images of one call.")
     max_characters: int = Field(1000, gt=0, description="Longest text, in characters.")
+    max_gradient_pixels: int = Field(512 * 512, gt=0, description="Largest image differentiated, in pixels.")
+    max_latent_area: int = Field(128 * 128, gt=0, description="Largest latent height times width.")
     max_image_pixels: int = Field(2**24, gt=0, description="Largest image to embed, in pixels.")

@@ -43,17 +43,23 @@ class TextEncoder:
 
 
 class JointEncoder:
-    """The family's clip/ folder, in open_clip's `local-dir:` layout."""
+    """The family's clip/ folder, in open_clip's `local-dir:` layout; float64 to check gradients by."""
 
-    def __init__(self, family: Path, device: torch.device) -> None:
+    def __init__(self, family: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         import open_clip
 
         source = f"local-dir:{part_of(family, 'clip')}"
         model, preprocess = open_clip.create_model_from_pretrained(source, weights_only=True)
-        self.model: Any = model.to(device=device, dtype=torch.float32).eval()
+        self.model: Any = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
         self.preprocess: Any = preprocess
         self.tokenizer: Any = open_clip.get_tokenizer(source)
-        self.device = device
+        self.device, self.dtype = device, dtype
+        size = self.model.visual.image_size
+        self.image_size = int(size if isinstance(size, int) else size[0])
+        self.mean, self.std = (
+            torch.tensor(values, device=device, dtype=dtype).view(3, 1, 1)
+            for values in (self.model.visual.image_mean, self.model.visual.image_std)
+        )
         with torch.inference_mode():
             self.embedding_size = int(self.embed_texts(["warm"]).shape[-1])
 
@@ -70,3 +76,10 @@ class JointEncoder:
         pixels = torch.stack([self.preprocess(image) for image in images]).to(self.device)
         features: torch.Tensor = self.model.encode_image(pixels, normalize=True)
         return features.cpu()
+
+    def features_of(self, pixels: torch.Tensor) -> torch.Tensor:
+        """RGB [images, 3, image_size, image_size] in [-1, 1] to unit vectors; differentiable."""
+        features: torch.Tensor = self.model.encode_image(
+            ((pixels + 1) / 2 - self.mean) / self.std, normalize=True
+        )
+        return features

@@ -13,9 +13,12 @@ from sfumato.common.devices import setup_device
 from sfumato.common.errors import InvalidArgument, NotFound, ResourceExhausted
 from sfumato.common.family import family_name
 from sfumato.common.images import open_image
-from sfumato.common.tensors import to_message
+from sfumato.common.noised_clip import NoisedImageEncoder, load_noised_clip
+from sfumato.common.tensors import check_finite, from_message, to_message
+from sfumato.encoder import guide_messages
 from sfumato.encoder.config import EncoderSettings
 from sfumato.encoder.engine_torch import JointEncoder, TextEncoder
+from sfumato.encoder.guide import guide_image, guide_latents
 
 
 class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
@@ -27,6 +30,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
     def __init__(self, settings: EncoderSettings) -> None:
         self.settings = settings
         self.joint: JointEncoder | None = None
+        self.noised: NoisedImageEncoder | None = None
         # One model thread: torch spreads each forward over the cores itself.
         self.executor = ThreadPoolExecutor(1, "clip")
 
@@ -41,6 +45,9 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         self.text_encoder = TextEncoder(self.settings.family, device)
         if (self.settings.family / "clip").is_dir():
             self.joint = JointEncoder(self.settings.family, device)
+        if (self.settings.family / "clip_noised").is_dir():
+            noised = load_noised_clip(self.settings.family / "clip_noised")
+            self.noised = noised.to(device).requires_grad_(False)
         self.text_encoder.encode(["warm"])
 
     async def close(self) -> None:
@@ -54,6 +61,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
             max_tokens=self.text_encoder.max_tokens,
             hidden_size=self.text_encoder.hidden_size,
             embedding_size=self.joint.embedding_size if self.joint else 0,
+            noised_clip=self.joint is not None and self.noised is not None,
         )
 
     async def EncodeText(
@@ -91,6 +99,35 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
             return encoder_pb2.EmbedImageResponse(embeddings=to_message(joint.embed_images(images)))
 
         return await asyncio.get_running_loop().run_in_executor(self.executor, embed, request.images)
+
+    async def GuideImage(
+        self, request: encoder_pb2.GuideImageRequest, context: Context
+    ) -> encoder_pb2.GuideImageResponse:
+        joint = self._joint()
+        image = guide_messages.image_of(request, self.settings.max_gradient_pixels)
+        targets = guide_messages.targets_of(request.targets, joint.embedding_size, self.settings.max_texts)
+        objective = guide_messages.objective_of(request)
+        loop = asyncio.get_running_loop()
+        guided = await loop.run_in_executor(self.executor, guide_image, joint, image, targets, objective)
+        return guide_messages.image_response(guided)
+
+    async def GuideLatents(
+        self, request: encoder_pb2.GuideLatentsRequest, context: Context
+    ) -> encoder_pb2.GuideLatentsResponse:
+        name, joint = family_name(self.settings.family), self._joint()
+        if self.noised is None:
+            raise NotFound(f"{name} has no clip_noised/ folder, so no noise-aware CLIP")
+        channels = int(self.noised.config["in_channels"])
+        limit = channels * self.settings.max_latent_area
+        latents = from_message(request.latents, "latents", (1, channels, None, None), limit)
+        check_finite(latents, "latents")
+        timestep = guide_messages.finite(request.timestep, "timestep")
+        scale = guide_messages.finite(request.similarity_scale, "similarity_scale")
+        targets = guide_messages.targets_of(request.targets, joint.embedding_size, self.settings.max_texts)
+        guided = await asyncio.get_running_loop().run_in_executor(
+            self.executor, guide_latents, self.noised, latents, timestep, targets, scale
+        )
+        return guide_messages.latents_response(guided)
 
     def _joint(self) -> JointEncoder:
         if self.joint is None:
