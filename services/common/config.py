@@ -1,6 +1,7 @@
 """Settings that every service has; each service's own class adds its own."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -26,3 +27,9 @@ class ModelSettings(ServerSettings):
     family: Path = Field(Path("deploy/models/emoji"), description="Folder of the model family.")
     device: str = Field("auto", description="torch device, or auto: cuda where there is one, else cpu.")
     num_threads: int = Field(0, ge=0, description="CPU threads of torch; 0: one per core.")
+    engine: Literal["auto", "torch", "onnxruntime"] = Field(
+        "auto", description="Runs forward passes. auto: onnxruntime on a CPU, torch on a GPU."
+    )
+    onnx_cache: Path = Field(
+        Path("~/.cache/sfumato/onnx"), description="Folder for the graphs exported for onnxruntime."
+    )

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from prometheus_client import Counter, Gauge, Histogram
 
-from sfumato.denoiser.engine_torch import TorchUNet
+from sfumato.denoiser.engine_torch import Unet
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ STEP_SECONDS = Histogram(
 class StepQueue:
     """Runs steps in order of arrival on the model's threads."""
 
-    def __init__(self, unet: TorchUNet, num_workers: int) -> None:
+    def __init__(self, unet: Unet, num_workers: int) -> None:
         """num_workers: forwards at a time; 1 where the device is parallel itself."""
         self._unet = unet
         self._rows_apart = num_workers > 1

@@ -1,7 +1,7 @@
 """The UNet in torch (eager)."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -10,11 +10,21 @@ from sfumato.common.family import part_of
 from sfumato.common.gradients import Linearised, linearise
 
 
+class Unet(Protocol):
+    """A UNet for forward passes, whichever engine runs it."""
+
+    config: Any
+
+    def noise_pred(self, latents: torch.Tensor, timestep: float, prompt_embeds: torch.Tensor) -> torch.Tensor:
+        """As TorchUNet.noise_pred."""
+
+
 class TorchUNet:
     """The family's unet/, in float32; in float64 to check gradients by."""
 
     def __init__(self, family: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-        model: Any = UNet2DConditionModel.from_pretrained(part_of(family, "unet"), use_safetensors=True)
+        self.weights = part_of(family, "unet")
+        model: Any = UNet2DConditionModel.from_pretrained(self.weights, use_safetensors=True)
         self.model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
         self.device, self.dtype = device, dtype
         self.config = self.model.config

@@ -22,7 +22,8 @@ from sfumato.denoiser.attention_messages import attention_messages, control_of, 
 from sfumato.denoiser.attention_steps import edit_step, step_with_attention
 from sfumato.denoiser.batching import StepQueue
 from sfumato.denoiser.config import DenoiserSettings
-from sfumato.denoiser.engine_torch import TorchUNet
+from sfumato.denoiser.engine_onnx import open_unet
+from sfumato.denoiser.engine_torch import TorchUNet, Unet
 from sfumato.denoiser.gradient_messages import KeptStep
 from sfumato.denoiser.gradients import GradientQueue
 from sfumato.denoiser.probes import Control
@@ -42,7 +43,8 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
     """Serves DenoiserService."""
 
     service_name = "sfumato.v1.DenoiserService"
-    unet: TorchUNet
+    unet: Unet  # for forward passes
+    torch_unet: TorchUNet  # for gradients and attention; the same object where torch is the engine
     attention: AttentionUNet
     queue: StepQueue
     gradients: GradientQueue
@@ -60,10 +62,12 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         self.scheduler_config = json.dumps(read_json(family, "scheduler", "scheduler_config.json"))
         device = setup_device(self.settings.device, 1)
         workers = self.settings.num_threads or os.cpu_count() or 1
-        self.unet = await asyncio.to_thread(TorchUNet, family, device)
-        self.attention = AttentionUNet(self.unet.model, device)
+        self.torch_unet = await asyncio.to_thread(TorchUNet, family, device)
+        settings = self.settings
+        self.unet = await asyncio.to_thread(open_unet, self.torch_unet, settings.engine, settings.onnx_cache)
+        self.attention = AttentionUNet(self.torch_unet.model, device)
         self.queue = StepQueue(self.unet, 1 if device.type != "cpu" else workers)
-        self.gradients = GradientQueue(self.unet, workers)
+        self.gradients = GradientQueue(self.torch_unet, workers)
         config = self.unet.config
         latents = torch.zeros(1, config.in_channels, config.sample_size, config.sample_size)
         for rows in (1, 2):
@@ -86,7 +90,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             cross_attention_dim=config.cross_attention_dim,
             max_latent_area=self.settings.max_latent_area,
             scheduler_config=self.scheduler_config,
-            num_cross_attention_layers=num_cross_attention_layers(self.unet.model),
+            num_cross_attention_layers=num_cross_attention_layers(self.torch_unet.model),
         )
 
     async def Denoise(
@@ -180,7 +184,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         return latents
 
     def _check_attention(self, field: str) -> None:
-        if not num_cross_attention_layers(self.unet.model):
+        if not num_cross_attention_layers(self.torch_unet.model):
             raise InvalidArgument(field, "left out: this UNet has no cross-attention", "given")
 
 

@@ -1,0 +1,206 @@
+"""A forward pass as an ONNX graph: exported here, kept on disk, checked against torch, run by ONNX Runtime.
+
+The export traces the module with torch's TorchScript exporter: the dynamo one takes five times as long, and
+turns a UNet's choice between even and odd sizes into the one that it saw, where the traced graph of an odd
+size holds for all (docs/decisions/004). A graph lies in a folder of the cache, named after what it was made
+from, beside the digest of its files; it gets there by one rename, so that processes that start together
+never see half of one.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import structlog
+import torch
+
+log = structlog.get_logger()
+
+OPSET = 20
+REVISION = 1  # one more whenever an export changes that the versions below do not tell
+MAX_RELATIVE_ERROR = 1e-3
+FILE, DIGEST = "model.onnx", "sha256"
+
+Arrays = Sequence[torch.Tensor]
+
+
+class GraphError(Exception):
+    """The model cannot be run as a graph; the message says why, for the log."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What is exported.
+
+    Attributes:
+        name: of the cache's folder, before the digest.
+        module: takes the inputs in their order and gives one tensor.
+        weights: the folder that the module was loaded from; its files are part of the digest.
+        inputs: an example of each input. Sizes that are odd, and differ, keep them from being taken for one.
+        dynamic_axes: of inputs and "output": dimension to its name.
+        checks: inputs on which graph and module must agree, several sizes.
+    """
+
+    name: str
+    module: torch.nn.Module
+    weights: Path
+    inputs: Mapping[str, torch.Tensor]
+    dynamic_axes: Mapping[str, Mapping[int, str]]
+    checks: Sequence[Arrays]
+
+
+class Session:
+    """A graph in ONNX Runtime. `run` may be called from several threads at once."""
+
+    def __init__(self, path: Path, names: Sequence[str], device: torch.device, num_threads: int) -> None:
+        """num_threads: CPU threads of one run."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads
+        options.inter_op_num_threads = 1
+        # A thread that waits must not keep a core from the other services.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        self._names = names
+        self._session = onnxruntime.InferenceSession(path, options, providers=_providers(device))
+
+    def run(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """The output, on the CPU, for inputs on the CPU in the graph's order."""
+        feed = {name: _array(tensor) for name, tensor in zip(self._names, inputs, strict=True)}
+        return torch.from_numpy(self._session.run(None, feed)[0])
+
+
+def open_graph(graph: Graph, cache: Path, device: torch.device, num_threads: int) -> Session:
+    """A session of the graph, from the cache or exported now, that agrees with the module.
+
+    Raises:
+        GraphError: it cannot be exported or run, or differs from the module by more than
+            MAX_RELATIVE_ERROR, also when made afresh.
+    """
+    for provider in _providers(device):
+        if provider not in onnxruntime.get_available_providers():
+            raise GraphError(f"onnxruntime has no {provider} here: it needs onnxruntime-gpu")
+    with _folder(cache) as root:
+        folder = root / f"{graph.name}-{_key(graph)}"
+        with _only_one(folder.with_suffix(".lock")):
+            if folder.exists():
+                with contextlib.suppress(GraphError):
+                    return _opened(graph, folder, device, num_threads)
+                log.warning("the cached graph is damaged and made again", graph=str(folder))
+                shutil.rmtree(folder)
+            _export(graph, folder)
+            return _opened(graph, folder, device, num_threads)
+
+
+def _opened(graph: Graph, folder: Path, device: torch.device, num_threads: int) -> Session:
+    """The folder's graph, whole and right."""
+    try:
+        if (folder / DIGEST).read_text() != _digest_of(_files(folder)):
+            raise GraphError(f"{folder} is not what was written")
+        session = Session(folder / FILE, list(graph.inputs), device, num_threads)
+        error = max(_relative_error(graph.module, session, inputs) for inputs in graph.checks)
+    except GraphError:
+        raise
+    except Exception as failure:  # ONNX Runtime's errors have no common class
+        raise GraphError(f"{graph.name} does not run: {failure}"[:500]) from failure
+    if not error <= MAX_RELATIVE_ERROR:
+        raise GraphError(f"{graph.name} differs from torch by {error:.2g} of its largest value")
+    return session
+
+
+def _export(graph: Graph, folder: Path) -> None:
+    log.info("exporting a graph for ONNX Runtime, once for these weights", graph=str(folder))
+    start = time.monotonic()
+    made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".made-"))
+    try:
+        with warnings.catch_warnings(), torch.inference_mode():
+            warnings.simplefilter("ignore")  # of the tracer, on branches that the checks cover
+            torch.onnx.export(
+                graph.module.eval(),
+                tuple(graph.inputs.values()),
+                made / FILE,
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=list(graph.inputs),
+                output_names=["output"],
+                dynamic_axes=graph.dynamic_axes,
+            )
+        (made / DIGEST).write_text(_digest_of(_files(made)))
+        made.rename(folder)
+    except Exception as failure:
+        raise GraphError(f"{graph.name} cannot be exported: {failure}"[:500]) from failure
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    log.info("exported", graph=str(folder), seconds=round(time.monotonic() - start, 1))
+
+
+def _relative_error(module: torch.nn.Module, session: Session, inputs: Arrays) -> float:
+    """Largest difference from the module over the module's largest value; NaN where either is not finite."""
+    device = next(module.parameters()).device
+    with torch.inference_mode():
+        expected = module(*(tensor.to(device) for tensor in inputs)).cpu()
+    return float((session.run(*inputs) - expected).abs().max() / expected.abs().max())
+
+
+@contextlib.contextmanager
+def _folder(cache: Path) -> Iterator[Path]:
+    """The cache's folder, or one for this start alone where it cannot be written."""
+    try:
+        cache = cache.expanduser()
+        cache.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=cache).close()
+    except (OSError, RuntimeError) as error:
+        log.warning("graphs cannot be kept: each start exports again", cache=str(cache), error=str(error))
+        with tempfile.TemporaryDirectory(prefix="sfumato-onnx-") as own:
+            yield Path(own)
+        return
+    yield cache
+
+
+@contextlib.contextmanager
+def _only_one(path: Path) -> Iterator[None]:
+    """Holds the file's lock: of several processes one exports, and the others find what it made."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _key(graph: Graph) -> str:
+    """A digest of the weights and of all that turns them into a graph."""
+    import diffusers
+    import transformers
+
+    versions = [str(library.__version__) for library in (torch, onnx, onnxruntime, diffusers, transformers)]
+    made_by = f"{OPSET} {REVISION} {type(graph.module).__qualname__} {versions}"
+    return hashlib.sha256(f"{made_by} {_digest_of(_files(graph.weights))}".encode()).hexdigest()[:32]
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and path.name != DIGEST)
+
+
+def _digest_of(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _providers(device: torch.device) -> list[Any]:
+    return ["CPUExecutionProvider"] if device.type == "cpu" else ["CUDAExecutionProvider"]
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    array: np.ndarray[Any, Any] = tensor.contiguous().numpy()
+    return array
