@@ -16,11 +16,11 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import structlog
 import torch
@@ -171,17 +171,18 @@ def _folder(cache: Path) -> Iterator[Path]:
 def _only_one(path: Path) -> Iterator[None]:
     """Holds the file's lock: of several processes one exports, and the others find what it made."""
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("waiting for another process that exports this graph", lock=str(path))
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _key(graph: Graph) -> str:
     """A digest of the weights and of all that turns them into a graph."""
-    import diffusers
-    import transformers
-
-    versions = [str(library.__version__) for library in (torch, onnx, onnxruntime, diffusers, transformers)]
-    made_by = f"{OPSET} {REVISION} {type(graph.module).__qualname__} {versions}"
+    libraries = [f"{name} {version(name)}" for name in ("torch", "onnx", "diffusers", "transformers")]
+    made_by = f"{OPSET} {REVISION} {type(graph.module).__qualname__} {libraries} {onnxruntime.__version__}"
     return hashlib.sha256(f"{made_by} {_digest_of(_files(graph.weights))}".encode()).hexdigest()[:32]
 
 

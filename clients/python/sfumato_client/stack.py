@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-READY_SECONDS = 120.0
+READY_SECONDS = 600.0  # a first start exports graphs, and the machine may be busy; a death is seen at once
 STOP_SECONDS = 40.0
 RESTART_SECONDS = 0.5
 PR_SET_PDEATHSIG = 1
