@@ -5,10 +5,10 @@ FAMILY ?= deploy/models/emoji
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench train evaluate clean
+.PHONY: help setup demo test check format bench guidance-report train evaluate clean
 
 help: ## List the targets.
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## Make .venv with everything in it.
 
@@ -38,6 +38,9 @@ format: setup ## Format the code.
 
 bench: setup ## Latency and throughput against diffusers' in-process pipeline, in one run.
 	$(BIN)/python -m tests.bench.pipeline --family $(FAMILY)
+
+guidance-report: setup ## Curves of every kind of guidance over its scale, by a judge CLIP (20 minutes).
+	$(BIN)/python -m tests.bench.guidance_report --family $(FAMILY)
 
 train: setup ## Train the emoji family (hours on a CPU); goes on where it stopped.
 	$(BIN)/python -m sfumato.trainer all --checkpoints out/train --family $(FAMILY)
