@@ -3,8 +3,6 @@
 Messages say what was wrong, the limit, what was given and what to do.
 """
 
-from typing import ClassVar
-
 
 class SfumatoError(Exception):
     """Base of all errors that a client may see.
@@ -16,8 +14,8 @@ class SfumatoError(Exception):
         value: what was given, shortened.
     """
 
-    code: ClassVar[str] = "INTERNAL"
-    reason: ClassVar[str] = "INTERNAL"
+    code: str = "INTERNAL"
+    reason: str = "INTERNAL"
 
     def __init__(self, message: str, *, field: str = "", limit: object = "", value: object = "") -> None:
         super().__init__(message)
@@ -54,6 +52,27 @@ class NotFound(SfumatoError):
 
     code = "NOT_FOUND"
     reason = "NOT_FOUND"
+
+
+class AlreadyExists(SfumatoError):
+    """The name is taken by something else."""
+
+    code = "ALREADY_EXISTS"
+    reason = "ALREADY_EXISTS"
+
+
+class FailedPrecondition(SfumatoError):
+    """Not in this state; something else has to happen first."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "FAILED_PRECONDITION"
+
+
+class Unimplemented(SfumatoError):
+    """Not offered by this deployment."""
+
+    code = "UNIMPLEMENTED"
+    reason = "NOT_OFFERED"
 
 
 class Unavailable(SfumatoError):

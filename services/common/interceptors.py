@@ -31,7 +31,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps the handlers of sfumato's own services; health and reflection pass by."""
+    """Wraps the handlers of what the services do; health and reflection pass by."""
 
     def __init__(self, ready: asyncio.Event) -> None:
         self._ready = ready
@@ -43,7 +43,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     ) -> Any:
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or not method.startswith("/sfumato."):
+        if handler is None or not method.startswith(("/sfumato.", "/google.longrunning.")):
             return handler
         metadata = dict(handler_call_details.invocation_metadata or ())
         return self._wrap(handler, method, str(metadata.get(calls.REQUEST_ID_KEY, "")))

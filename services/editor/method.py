@@ -107,6 +107,10 @@ class State(Protocol):
         """ "image" and what else the method makes, such as "edit_layer" (RGBA) or "mapper" (tensors)."""
 
 
+def nothing_to_check(options: Any, inputs: Inputs) -> None:
+    """The check of a method whose options say it all by their ranges."""
+
+
 @dataclass(frozen=True)
 class Method:
     """A method as registry.py lists it."""
@@ -117,6 +121,8 @@ class Method:
     needs_image: bool
     start: Callable[[Any, Inputs, Models], State]
     run: Callable[[Any], Iterator[Progress]]
+    # What concerns several options, or options and inputs: raises InvalidArgument before anything is queued.
+    check: Callable[[Any, Inputs], None] = nothing_to_check
 
 
 def whole(default: int, low: int, high: int) -> int:
@@ -146,4 +152,10 @@ def text(default: str = "", *, required: bool = False) -> str:
 def prompts(*, required: bool = False) -> tuple[Prompt, ...]:
     """An option that is several weighted texts."""
     value: tuple[Prompt, ...] = dataclasses.field(default=(), metadata={"required": required})
+    return value
+
+
+def operation(artifact: str) -> str:
+    """An option that names a finished operation, whose result of that name comes as Inputs.earlier."""
+    value: str = dataclasses.field(default="", metadata={"artifact": artifact, "required": True})
     return value

@@ -1,0 +1,5 @@
+"""`python -m sfumato.editor`."""
+
+from sfumato.editor.server import main
+
+main()

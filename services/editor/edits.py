@@ -1,0 +1,134 @@
+"""An edit from request to queue: everything that can be refused is refused here, before anything is kept."""
+
+import dataclasses
+import hashlib
+import io
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from PIL import Image
+
+from sfumato.common.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from sfumato.common.images import open_image
+from sfumato.editor.artifacts import ArtifactStore
+from sfumato.editor.config import EditorSettings
+from sfumato.editor.method import Inputs, Method
+from sfumato.editor.options import from_json, resolve
+
+MIN_SIDE = 16  # pixels
+MAX_PREVIEW_INTERVAL = 10_000
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a client asked for."""
+
+    id: str
+    fingerprint: str  # equal for equal requests
+    options: Mapping[str, Any]
+    images: Mapping[str, bytes]  # "image", "mask", "image_prompts[0]" ...
+    preview_interval: int
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An accepted edit, as the database keeps it."""
+
+    id: str
+    method: str
+    options: dict[str, Any]
+    images: dict[str, str]  # field to path in the artifact store
+    preview_interval: int  # iterations
+    fingerprint: str
+    created_ms: int  # milliseconds since 1970
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """From what `dataclasses.asdict` and JSON made of one."""
+        return cls(**values)
+
+    def shows(self, iteration: int) -> bool:
+        """Whether the iteration has a preview."""
+        return bool(self.preview_interval) and iteration % self.preview_interval == 0
+
+
+def prepare(request: Request, method: Method, store: ArtifactStore, settings: EditorSettings) -> Edit:
+    """Checks the request and keeps its images.
+
+    Raises:
+        InvalidArgument, ResourceExhausted, NotFound, FailedPrecondition: with field, limit and value.
+    """
+    if not 0 <= request.preview_interval <= MAX_PREVIEW_INTERVAL:
+        raise InvalidArgument(
+            "preview_interval_iterations", f"0 to {MAX_PREVIEW_INTERVAL}", request.preview_interval
+        )
+    options = resolve(method.options, {"seed": secrets.randbits(32), **request.options}, settings)
+    inputs = _opened(request.images, settings)
+    if method.needs_image and inputs.image is None:
+        raise InvalidArgument("image", "given", "empty", f"{method.name} edits an image.")
+    method.check(options, inputs)
+    earlier_path(options, store)
+    images = {}
+    for field, data in request.images.items():
+        images[field] = f"{request.id}/inputs/{hashlib.sha256(data).hexdigest()}"
+        store.write(images[field], data)
+    return Edit(
+        request.id, method.name, dataclasses.asdict(options), images, request.preview_interval,
+        request.fingerprint, int(time.time() * 1000),
+    )  # fmt: skip
+
+
+def load(edit: Edit, method: Method, store: ArtifactStore, settings: EditorSettings) -> tuple[Any, Inputs]:
+    """The options and inputs of an accepted edit."""
+    options = from_json(method.options, edit.options)
+    files = {field: store.read(path) for field, path in edit.images.items()}
+    inputs = _opened(files, settings)
+    path = earlier_path(options, store)
+    return options, dataclasses.replace(inputs, earlier=store.read_tensors(path)) if path else inputs
+
+
+def earlier_path(options: Any, store: ArtifactStore) -> str:
+    """Path of the result tensors that an option asks for, "" where none does."""
+    for field in dataclasses.fields(options):
+        if artifact := field.metadata.get("artifact"):
+            name = str(getattr(options, field.name))
+            folder = f"{name.removeprefix('operations/')}/result"
+            if not name.startswith("operations/") or not store.names(folder):
+                raise NotFound(f"{name} has no result here", field=field.name,
+                               limit="a finished operation", value=name)  # fmt: skip
+            if f"{artifact}.safetensors" not in store.names(folder):
+                limit = f"an operation that makes a {artifact}"
+                raise FailedPrecondition(f"{name} made none", field=field.name, limit=limit, value=name)
+            return f"{folder}/{artifact}.safetensors"
+    return ""
+
+
+def _opened(files: Mapping[str, bytes], settings: EditorSettings) -> Inputs:
+    images = {field: _open(field, data, settings) for field, data in files.items()}
+    image, mask = images.pop("image", None), images.pop("mask", None)
+    if mask is not None and image is None:
+        raise InvalidArgument("mask", "given together with image", "given alone")
+    if mask is not None and image is not None and mask.size != image.size:
+        raise InvalidArgument(
+            "mask", f"{image.width}x{image.height}, as the image", f"{mask.width}x{mask.height}"
+        )
+    return Inputs(image, mask, tuple(images[f"image_prompts[{index}]"] for index in range(len(images))))
+
+
+def _open(field: str, data: bytes, settings: EditorSettings) -> Image.Image:
+    if len(data) > settings.max_image_bytes:
+        raise ResourceExhausted(field, f"at most {settings.max_image_bytes} bytes", f"{len(data)} bytes")
+    image = open_image(data, field, settings.max_pixels)
+    if min(image.size) < MIN_SIDE:
+        raise InvalidArgument(field, f"at least {MIN_SIDE} pixels a side", f"{image.width}x{image.height}")
+    return image
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """A PNG of any mode; RGBA stays RGBA."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=3)
+    return buffer.getvalue()

@@ -1,0 +1,180 @@
+"""Edits as durable jobs: DBOS workflows on SQLite or PostgreSQL, one step per chunk of iterations.
+
+A workflow that its process did not finish goes on, when a process of the same executor id starts, behind the
+last step that the database has; its checkpoint was in the artifact store before the step was recorded.
+"""
+
+import dataclasses
+import fcntl
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from dbos import DBOS, DBOSPortableJSONSerializer, SetWorkflowID
+
+from sfumato.common.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
+from sfumato.editor.config import EditorSettings
+from sfumato.editor.edits import Edit
+from sfumato.editor.records import ENDED, Job, job_of
+from sfumato.editor.runs import Live, Runner
+
+QUEUE = "edits"
+POLL_SECONDS = 0.2
+VERSION = "1"  # of the workflow below: raise it when its steps change, and old edits are no longer taken up
+
+
+def register(runner: Runner) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Tells DBOS the workflow; returns it."""
+
+    @DBOS.step(name="iterate")
+    def iterate(values: dict[str, Any], iteration: int) -> dict[str, Any]:
+        edit = Edit.from_json(values)
+        return runner.chunk(edit, iteration, lambda: status_name(edit.id) == "CANCELLED")
+
+    @DBOS.workflow(name="edit", max_recovery_attempts=2**31 - 1)
+    def workflow(values: dict[str, Any]) -> dict[str, Any]:
+        chunk: dict[str, Any] = {"iteration": 0}
+        try:
+            while "result" not in chunk and "failure" not in chunk:
+                chunk = iterate(values, chunk["iteration"])
+        finally:
+            runner.forget(Edit.from_json(values))
+        return {name: value for name, value in chunk.items() if name != "progress"}
+
+    return workflow
+
+
+def status_name(operation: str) -> str:
+    """DBOS's word for where it stands, "" where there is no such workflow."""
+    found = DBOS.list_workflows(workflow_ids=[operation], load_input=False, load_output=False)
+    return str(found[0].status) if found else ""
+
+
+class Jobs:
+    """All edits of the database. Blocking: call it from a thread."""
+
+    def __init__(self, runner: Runner, settings: EditorSettings) -> None:
+        self.runner, self.settings = runner, settings
+        self._unknown: set[str] = set()
+
+    def start(self) -> None:
+        """Opens the database and goes on with what is unfinished.
+
+        Raises:
+            Unavailable: another editor of the same executor id runs on this state folder.
+        """
+        settings = self.settings
+        settings.state_dir.mkdir(parents=True, exist_ok=True)
+        path = settings.state_dir / f"{settings.executor}.lock"
+        self._lock = path.open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise Unavailable(
+                f"another editor holds {path}; give this one its own SFUMATO_EDITOR_STATE_DIR"
+            ) from error
+        DBOS(
+            config={
+                "name": "sfumato-editor",
+                "system_database_url": settings.database,
+                "executor_id": settings.executor,
+                "application_version": VERSION,
+                "serializer": DBOSPortableJSONSerializer(),  # the default is pickle
+                "log_level": "CRITICAL",  # it logs each cancellation as an error with its traceback
+            }
+        )
+        self._workflow = register(self.runner)
+        DBOS.launch()
+        DBOS.register_queue(
+            QUEUE,
+            worker_concurrency=settings.max_running_edits,
+            polling_interval_sec=POLL_SECONDS,
+            on_conflict="always_update",
+        )
+
+    def stop(self) -> None:
+        """Saves what runs and closes the database."""
+        self.runner.stop()
+        DBOS.destroy(destroy_registry=True)
+        self._lock.close()
+
+    def find(self, operation: str, fingerprint: str | None) -> Job | None:
+        """The job of that id, if there is one; a fingerprint is that of the request it must be of.
+
+        Raises:
+            AlreadyExists: it is of another request.
+        """
+        try:
+            job = self.get(operation)
+        except NotFound:
+            return None
+        if fingerprint is not None and job.edit.fingerprint != fingerprint:
+            raise AlreadyExists(
+                f"request_id {operation} was used for another edit", field="request_id",
+                limit="new, or with the same request as before", value=operation,
+            )  # fmt: skip
+        return job
+
+    def check_room(self) -> None:
+        """Raises ResourceExhausted when too many edits wait."""
+        queued = DBOS.list_queued_workflows(queue_name=QUEUE, status="ENQUEUED", load_input=False)
+        if len(queued) >= self.settings.max_queued_edits:
+            limit = f"at most {self.settings.max_queued_edits}"
+            raise ResourceExhausted("queued edits", limit, len(queued), "Try again when some are done.")
+
+    def submit(self, edit: Edit) -> Job:
+        """Queues an edit; when this returns, no death of a process loses it."""
+        with SetWorkflowID(edit.id):
+            DBOS.enqueue_workflow(QUEUE, self._workflow, dataclasses.asdict(edit))
+        job = self.find(edit.id, edit.fingerprint)  # it may be another's, if two came at once
+        assert job is not None
+        return job
+
+    def get(self, operation: str) -> Job:
+        """
+        Raises:
+            NotFound: there is no such operation, or it has expired.
+        """
+        found = DBOS.list_workflows(workflow_ids=[operation])
+        if not found:
+            raise NotFound(f"there is no operations/{operation}; it may have expired", field="name",
+                           limit="an operation", value=operation)  # fmt: skip
+        return job_of(found[0], self.live(operation), self.settings.result_ttl_seconds)
+
+    def live(self, operation: str) -> Live | None:
+        """The edit, where it runs in this process."""
+        return self.runner.live.get(operation)
+
+    def cancel(self, operation: str) -> None:
+        """Ends an edit within one iteration; nothing where it has ended."""
+        if self.get(operation).state in ENDED:
+            return
+        DBOS.cancel_workflow(operation)
+        self.runner.cancelled.add(operation)
+
+    def delete(self, operation: str) -> None:
+        """Forgets an edit that has ended, and its files.
+
+        Raises:
+            NotFound, FailedPrecondition: there is none, or it has not ended.
+        """
+        if self.get(operation).state not in ENDED:
+            raise FailedPrecondition(f"operations/{operation} has not ended; cancel it first", field="name",
+                                     limit="an operation that has ended", value=operation)  # fmt: skip
+        DBOS.delete_workflow(operation)
+        self.runner.store.delete(operation)
+
+    def sweep(self) -> int:
+        """Forgets edits whose time to live is over, and files that belong to none; returns how many."""
+        end = datetime.fromtimestamp(time.time() - self.settings.result_ttl_seconds, UTC).isoformat()
+        expired = DBOS.list_workflows(completed_before=end, load_input=False, load_output=False)
+        for workflow in expired:
+            DBOS.delete_workflow(workflow.workflow_id)
+            self.runner.store.delete(workflow.workflow_id)
+        # Twice unknown: a submission writes its images just before its row.
+        unknown = {name for name in self.runner.store.names() if name != "cache" and not status_name(name)}
+        for name in unknown & self._unknown:
+            self.runner.store.delete(name)
+        self._unknown = unknown
+        return len(expired)

@@ -1,0 +1,50 @@
+"""The family's weights for the editing methods: loaded at first use, frozen, kept."""
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfumato.common.family import family_name, part_of
+from sfumato.editor.artifacts import ArtifactStore
+from sfumato.editor.method import Tensors
+
+
+class FamilyModels:
+    """method.Models of a family on a device."""
+
+    def __init__(self, family: Path, device: torch.device, store: ArtifactStore) -> None:
+        self.family, self.device, self._store = family, device, store
+
+    @cached_property
+    def clip(self) -> Any:
+        """open_clip model of clip/."""
+        import open_clip
+
+        source = f"local-dir:{part_of(self.family, 'clip')}"
+        model, _ = open_clip.create_model_from_pretrained(source, weights_only=True)
+        return self._frozen(model)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """open_clip tokenizer of clip/."""
+        import open_clip
+
+        return open_clip.get_tokenizer(f"local-dir:{part_of(self.family, 'clip')}")
+
+    @cached_property
+    def vqgan(self) -> Any:
+        """diffusers VQModel of vqgan/."""
+        from diffusers import VQModel
+
+        model: Any = VQModel.from_pretrained(part_of(self.family, "vqgan"), use_safetensors=True)
+        return self._frozen(model)
+
+    def cached(self, name: str, compute: Callable[[], Tensors]) -> Tensors:
+        """What is computed once for a family and kept in the artifact store."""
+        return self._store.cached(f"cache/{family_name(self.family)}/{name}.safetensors", compute)
+
+    def _frozen(self, model: Any) -> Any:
+        return model.to(device=self.device, dtype=torch.float32).eval().requires_grad_(False)

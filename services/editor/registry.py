@@ -1,0 +1,33 @@
+"""Which editing methods there are."""
+
+from pathlib import Path
+
+from sfumato.common.errors import NotFound, Unimplemented
+from sfumato.common.family import family_name
+from sfumato.editor.method import Method
+
+METHODS: dict[str, Method] = {}
+
+
+def offered(family: Path) -> list[Method]:
+    """The methods whose weights the family has."""
+    return [method for method in METHODS.values() if not missing(method, family)]
+
+
+def missing(method: Method, family: Path) -> list[str]:
+    """Folders of the family that the method needs and that are not there."""
+    return [part for part in method.parts if not (family / part).is_dir()]
+
+
+def method_of(name: str, family: Path) -> Method:
+    """
+    Raises:
+        Unimplemented: there is no such method.
+        NotFound: the family lacks its weights; the message says which.
+    """
+    method = METHODS.get(name)
+    if method is None:
+        raise Unimplemented(f"{name} is no method of this editor; {', '.join(METHODS)} are")
+    if parts := missing(method, family):
+        raise NotFound(f"{name} needs {'/, '.join(parts)}/, which {family_name(family)} does not have")
+    return method

@@ -1,0 +1,193 @@
+"""Runs an edit on the device, chunk by chunk: iterations, checkpoint, result."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import structlog
+import torch
+from PIL import Image
+
+from sfumato.common.errors import ResourceExhausted, SfumatoError
+from sfumato.editor.artifacts import ArtifactStore
+from sfumato.editor.config import EditorSettings
+from sfumato.editor.edits import Edit, encode_png, load
+from sfumato.editor.method import Models, Progress, State, Tensors
+from sfumato.editor.registry import method_of
+
+log = structlog.get_logger()
+
+ASK_SECONDS = 1.0  # between questions to the database
+
+
+class Cancelled(Exception):
+    """The edit was cancelled: nothing of it is needed any more."""
+
+
+class Stopped(BaseException):
+    """The process is ending. Not an Exception: the job must not be recorded as failed."""
+
+
+@dataclass
+class Live:
+    """An edit in this process."""
+
+    state: State
+    progress: Iterator[Progress]
+    feed: list[Progress] = field(default_factory=list)  # what this process has done; watchers read it
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an edit ended, as google.rpc.Status has it."""
+
+    code: str
+    reason: str
+    message: str
+    field: str = ""
+    limit: str = ""
+    value: str = ""
+
+
+class Runner:
+    """Holds the device."""
+
+    def __init__(self, models: Models, store: ArtifactStore, settings: EditorSettings) -> None:
+        self.models, self.store, self.settings = models, store, settings
+        self.live: dict[str, Live] = {}
+        self.cancelled: set[str] = set()
+        self.stopping = threading.Event()
+        # The same threads for every chunk, so that torch's own threads are made once.
+        self._device = ThreadPoolExecutor(settings.max_running_edits, "edit")
+
+    def chunk(self, edit: Edit, iteration: int, is_cancelled: Callable[[], bool]) -> dict[str, Any]:
+        """Goes on behind an iteration for checkpoint_seconds, or to the end.
+
+        Args:
+            edit: which.
+            iteration: iterations done, whose checkpoint the artifact store has.
+            is_cancelled: asks the database, for a cancellation that came to another process.
+
+        Returns:
+            JSON: iteration and num_iterations now, progress as [[iteration, losses], ...], and at the end
+            `result` (file names) or `failure`.
+        """
+        try:
+            return self._device.submit(self._chunk, edit, iteration, is_cancelled).result()
+        except (CancelledError, RuntimeError) as error:  # of the executor, once it is shut down
+            raise Stopped from error
+
+    def _chunk(self, edit: Edit, iteration: int, is_cancelled: Callable[[], bool]) -> dict[str, Any]:
+        try:
+            live = self._resumed(edit, iteration)
+            self._iterate(edit, live, is_cancelled)
+            return self._saved(edit, live, iteration)
+        except Cancelled:
+            return self._ended(edit, iteration, Failure("CANCELLED", "CANCELLED", "cancelled"))
+        except SfumatoError as error:
+            failure = Failure(error.code, error.reason, error.message, error.field, error.limit, error.value)
+            return self._ended(edit, iteration, failure)
+        except torch.OutOfMemoryError as error:
+            full = ResourceExhausted("image", "smaller for this device's memory", str(error))
+            return self._ended(edit, iteration, Failure(full.code, full.reason, full.message))
+        except Exception:
+            log.exception("failed", operation=edit.id, method=edit.method)
+            message = f"{edit.method} failed; the editor's log has {edit.id}"
+            return self._ended(edit, iteration, Failure("INTERNAL", "INTERNAL", message))
+
+    def _resumed(self, edit: Edit, iteration: int) -> Live:
+        """The edit behind that iteration: from memory, or from its checkpoint."""
+        if self.stopping.is_set():
+            raise Stopped
+        live = self.live.get(edit.id)
+        if live is not None and live.state.iteration == iteration:
+            return live
+        method = method_of(edit.method, self.models.family)
+        state = method.start(*load(edit, method, self.store, self.settings), self.models)
+        if iteration:
+            state.load(self.store.read_tensors(checkpoint_path(edit.id, iteration)))
+            state.iteration = iteration
+            log.info("resumed", operation=edit.id, iteration=iteration)
+        self.live[edit.id] = live = Live(state, method.run(state))
+        return live
+
+    def _iterate(self, edit: Edit, live: Live, is_cancelled: Callable[[], bool]) -> None:
+        asked = time.monotonic()
+        end = asked + self.settings.checkpoint_seconds
+        for progress in live.progress:
+            live.feed.append(progress)
+            if edit.shows(progress.iteration):
+                self.store.write(frame_path(edit.id, progress.iteration), encode_png(live.state.preview()))
+            now = time.monotonic()
+            if edit.id in self.cancelled or (now - asked > ASK_SECONDS and is_cancelled()):
+                raise Cancelled
+            asked = now if now - asked > ASK_SECONDS else asked
+            if now > end or self.stopping.is_set():
+                return
+
+    def _saved(self, edit: Edit, live: Live, before: int) -> dict[str, Any]:
+        """Writes the checkpoint or the result, and only then forgets the checkpoint before the last."""
+        state = live.state
+        chunk: dict[str, Any] = {
+            "iteration": state.iteration,
+            "num_iterations": state.num_iterations,
+            "progress": [[p.iteration, p.losses] for p in live.feed if p.iteration > before],
+        }
+        if state.iteration < state.num_iterations:
+            self.store.write_tensors(checkpoint_path(edit.id, state.iteration), state.tensors())
+            for name in self.store.names(f"{edit.id}/checkpoints"):
+                if int(Path(name).stem) < before:
+                    self.store.delete(f"{edit.id}/checkpoints/{name}")
+            return chunk
+        return {**chunk, "result": [self._kept(edit, name, made) for name, made in state.result().items()]}
+
+    def _kept(self, edit: Edit, name: str, made: Image.Image | Tensors) -> tuple[str, int]:
+        """Writes a part of the result; returns the file's name and size."""
+        data = safetensors.torch.save(made) if isinstance(made, dict) else encode_png(made)
+        file = f"{name}.safetensors" if isinstance(made, dict) else f"{name}.png"
+        self.store.write(result_path(edit.id, file), data)
+        return file, len(data)
+
+    def _ended(self, edit: Edit, before: int, failure: Failure) -> dict[str, Any]:
+        live = self.live.get(edit.id)
+        done = live.state.iteration if live else before
+        num_iterations = live.state.num_iterations if live else 0
+        progress = [[p.iteration, p.losses] for p in live.feed if p.iteration > before] if live else []
+        state = {"iteration": done, "num_iterations": num_iterations, "progress": progress}
+        return {**state, "failure": vars(failure)}
+
+    def forget(self, edit: Edit) -> None:
+        """Lets go of an edit that ended, whichever way."""
+        self.live.pop(edit.id, None)
+        self.cancelled.discard(edit.id)
+        if self.stopping.is_set():
+            return
+        try:
+            self.store.delete(f"{edit.id}/checkpoints")
+        except SfumatoError as error:  # the sweep will get them
+            log.warning("checkpoints left", operation=edit.id, error=error.message)
+
+    def stop(self) -> None:
+        """Ends after the iteration that runs, with a checkpoint."""
+        self.stopping.set()
+        self._device.shutdown(cancel_futures=True)
+
+
+def checkpoint_path(operation: str, iteration: int) -> str:
+    """Where the state behind an iteration is kept."""
+    return f"{operation}/checkpoints/{iteration:07d}.safetensors"
+
+
+def frame_path(operation: str, iteration: int) -> str:
+    """Where the preview of an iteration is kept."""
+    return f"{operation}/frames/{iteration:07d}.png"
+
+
+def result_path(operation: str, file: str) -> str:
+    """Where a file of the result is kept."""
+    return f"{operation}/result/{file}"

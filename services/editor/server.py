@@ -1,0 +1,11 @@
+"""Builds and runs the editor."""
+
+from sfumato.common.server import run
+from sfumato.editor.config import EditorSettings
+from sfumato.editor.servicer import EditorServicer
+
+
+def main() -> None:
+    """Serves until SIGTERM."""
+    settings = EditorSettings()  # type: ignore[call-arg]
+    run(settings, EditorServicer(settings))
