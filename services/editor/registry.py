@@ -4,9 +4,10 @@ from pathlib import Path
 
 from sfumato.common.errors import NotFound, Unimplemented
 from sfumato.common.family import family_name
+from sfumato.editor import deep_image_prior
 from sfumato.editor.method import Method
 
-METHODS: dict[str, Method] = {}
+METHODS: dict[str, Method] = {method.name: method for method in (deep_image_prior.METHOD,)}
 
 
 def offered(family: Path) -> list[Method]:
