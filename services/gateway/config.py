@@ -14,6 +14,8 @@ class GatewaySettings(ServerSettings):
     encoder_target: str = Field("127.0.0.1:50052", description="host:port of the encoder.")
     decoder_target: str = Field("127.0.0.1:50053", description="host:port of the decoder.")
     denoiser_targets: str = Field("127.0.0.1:50054", description="host:port of each denoiser, by commas.")
+    editor_target: str = Field("", description="host:port of the editor; empty: editing is not offered.")
+    editor_wait_seconds: float = Field(30.0, gt=0, description="How long a call waits for a lost editor.")
     max_num_images: int = Field(8, gt=0, description="Most images of one request.")
     max_concurrent_images: int = Field(64, gt=0, description="Most images sampled at one time.")
     max_prompt_characters: int = Field(1000, gt=0, description="Longest prompt, in characters.")

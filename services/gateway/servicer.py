@@ -16,6 +16,7 @@ from sfumato.common.errors import InvalidArgument, ResourceExhausted, Unavailabl
 from sfumato.gateway.attention_messages import given_options, maps_message, options_message
 from sfumato.gateway.channels import ModelServices
 from sfumato.gateway.config import GatewaySettings
+from sfumato.gateway.editing import EditorChannel, register_editing
 from sfumato.gateway.generation import Attended, Event, Finished, Generation, Seconds, Started, Stepped
 from sfumato.gateway.parameters import FamilyInfo, Parameters, resolve
 from sfumato.gateway.sampling import SCHEDULERS, make_scheduler
@@ -39,6 +40,8 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
 
     def register(self, server: grpc.aio.Server) -> None:
         gateway_pb2_grpc.add_GatewayServiceServicer_to_server(self, server)
+        self.editing = EditorChannel(self.settings)
+        register_editing(self.editing, server)
 
     async def load(self) -> None:
         # The schedulers' arithmetic is on one small tensor: more threads only cost.
@@ -58,6 +61,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
     async def close(self) -> None:
         if hasattr(self, "services"):
             await self.services.close()
+        await self.editing.close()
 
     async def ListFamilies(
         self, request: gateway_pb2.ListFamiliesRequest, context: Context
@@ -69,7 +73,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         side = self.family.sample_size * self.family.vae_scale_factor
         family = gateway_pb2.Family(
             name=self.family.name,
-            methods=METHODS,
+            methods=[*METHODS, *await self.editing.methods()],
             schedulers=[scheduler_value(name) for name in SCHEDULERS],
             default_width=side,
             default_height=side,
