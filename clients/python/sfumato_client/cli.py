@@ -1,49 +1,37 @@
 """The `sfumato` command."""
 
-import contextlib
 import json
 import signal
 import sys
-import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from google.protobuf.json_format import MessageToDict
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from sfumato_client.client import TIMEOUT_SECONDS, Client
-from sfumato_client.errors import SfumatoError
+from sfumato_client.commands.attention import attention
+from sfumato_client.console import (
+    SUFFIXES,
+    AsJson,
+    FamilyDir,
+    Target,
+    own_stack,
+    readable_errors,
+    stderr,
+    target_or_local,
+    with_progress,
+)
 from sfumato_client.requests import SCHEDULERS, GenerateOptions
 from sfumato_client.results import GenerateResult
-from sfumato_client.stack import Stack, StackError, local_stack
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Images from words: generate, or serve the services."
 )
-stderr = Console(stderr=True)
-
-SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-
-Target = Annotated[
-    str,
-    typer.Option(
-        envvar="SFUMATO_TARGET",
-        metavar="HOST:PORT",
-        help="Gateway to ask. Without one, a local stack is started.",
-    ),
-]
-FamilyDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--family", envvar="SFUMATO_FAMILY", metavar="DIR", help="Model family. Default: the emoji family."
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+app.command()(attention)
 
 
 def main() -> None:
@@ -73,7 +61,7 @@ def serve(
     stop = threading.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: stop.set())
-    with _errors(), _stack(family, port, host, denoisers, log_dir) as stack:
+    with readable_errors(), own_stack(family, port, host, denoisers, log_dir) as stack:
         threading.Thread(target=stack.watch, daemon=True).start()
         print(stack.ready_line(), flush=True)
         while not stop.wait(0.2):
@@ -138,8 +126,8 @@ def generate(
         "strength": strength,
         "image_format": SUFFIXES[output.suffix.lower()],
     }
-    with _errors(), _target(target, family) as address, Client(address, timeout) as client:
-        result = _with_progress(client, prompt, options)
+    with readable_errors(), target_or_local(target, family) as address, Client(address, timeout) as client:
+        result = with_progress(client, prompt, options)
     files = [image.save(path) for image, path in zip(result.images, _paths(output, num_images), strict=True)]
     for warning in result.warnings:
         stderr.print(f"[yellow]warning[/yellow]: {warning}", highlight=False)
@@ -153,7 +141,7 @@ def generate(
 @app.command()
 def models(target: Target = "", family: FamilyDir = None, as_json: AsJson = False) -> None:
     """List the families served, and what each can do."""
-    with _errors(), _target(target, family) as address, Client(address) as client:
+    with readable_errors(), target_or_local(target, family) as address, Client(address) as client:
         families = client.list_families()
     if as_json:
         print(json.dumps([MessageToDict(entry, preserving_proto_field_name=True) for entry in families]))
@@ -163,22 +151,6 @@ def models(target: Target = "", family: FamilyDir = None, as_json: AsJson = Fals
         size, largest = f"{entry.default_width}x{entry.default_height}", f"{entry.max_pixels} pixels"
         table.add_row(entry.name, ", ".join(entry.methods), size, largest, str(entry.max_tokens))
     Console().print(table)
-
-
-def _with_progress(client: Client, prompt: str, options: GenerateOptions) -> GenerateResult:
-    """Runs the request under a progress bar over the steps of all images."""
-    result = GenerateResult()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=stderr, transient=True) as progress:
-        task = progress.add_task("waiting", total=None)
-        for event in client.generate_events(prompt, **options):
-            result.add(event)
-            if event.HasField("accepted"):
-                total = event.accepted.num_steps * event.accepted.parameters.num_images
-                progress.update(task, total=total, description="sampling")
-            elif event.HasField("step"):
-                progress.advance(task)
-    return result
 
 
 def _paths(output: Path, count: int) -> list[Path]:
@@ -202,60 +174,3 @@ def _as_dict(result: GenerateResult, files: list[Path]) -> dict[str, Any]:
         "timings": timings,
         "warnings": result.warnings,
     }
-
-
-@contextlib.contextmanager
-def _target(target: str, family: Path | None) -> Iterator[str]:
-    """The given gateway, or that of a local stack for as long as the block lasts."""
-    if target:
-        yield target
-        return
-    # SIGTERM ends the stack too: without this the services would be cut off instead of drained.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    with stderr.status("starting the local services"):
-        stack = contextlib.ExitStack()
-        running = stack.enter_context(_stack(family, 0, "127.0.0.1", 1, None))
-    with stack:
-        yield running.target
-
-
-@contextlib.contextmanager
-def _stack(
-    family: Path | None, port: int, host: str, denoisers: int, log_dir: Path | None
-) -> Iterator[Stack]:
-    folder = family or default_family()
-    if log_dir is not None:
-        with local_stack(folder, port=port, host=host, denoisers=denoisers, log_dir=log_dir) as stack:
-            yield stack
-        return
-    with (
-        tempfile.TemporaryDirectory(prefix="sfumato-") as logs,
-        local_stack(folder, port=port, host=host, denoisers=denoisers, log_dir=Path(logs)) as stack,
-    ):
-        yield stack
-
-
-def default_family() -> Path:
-    """deploy/models/emoji of the checkout that this, or the current folder, lies in."""
-    for start in (Path.cwd(), Path(__file__).resolve()):
-        for folder in (start, *start.parents):
-            family = folder / "deploy" / "models" / "emoji"
-            if family.is_dir():
-                return family
-    raise StackError("no deploy/models/emoji here or above: give --family DIR, or --target HOST:PORT")
-
-
-@contextlib.contextmanager
-def _errors() -> Iterator[None]:
-    """Known failures as one readable line."""
-    try:
-        yield
-    except SfumatoError as error:
-        _fail(f"{error.code.lower().replace('_', ' ')}: {error.message}")
-    except (StackError, OSError, ValueError) as error:
-        _fail(str(error))
-
-
-def _fail(message: str) -> NoReturn:
-    stderr.print(f"[red]error[/red]: {message}", highlight=False, markup=True, soft_wrap=True)
-    raise typer.Exit(1)

@@ -8,7 +8,15 @@ from sfumato_protos.v1 import decoder_pb2, gateway_pb2
 SCHEDULERS: tuple[str, ...] = tuple(
     name.removeprefix("SCHEDULER_").lower() for name in gateway_pb2.Scheduler.keys()[1:]
 )
+AGGREGATIONS: tuple[str, ...] = ("largest", "all")
 IMAGE_FORMATS: tuple[str, ...] = ("PNG", "JPEG", "WEBP")
+
+
+class AttentionMapOptions(TypedDict, total=False):
+    """Asks for each word's attention map; AttentionMapOptions in gateway.proto."""
+
+    interval_steps: int
+    aggregation: str
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -29,6 +37,7 @@ class GenerateOptions(TypedDict, total=False):
     preview_interval_steps: int
     image_format: str
     request_id: str
+    attention_maps: AttentionMapOptions | None
 
 
 def build_request(prompt: str, options: GenerateOptions) -> gateway_pb2.GenerateRequest:
@@ -50,6 +59,9 @@ def build_request(prompt: str, options: GenerateOptions) -> gateway_pb2.Generate
             value = decoder_pb2.ImageFormat.Value(f"IMAGE_FORMAT_{value}")
         elif name in ("image", "mask") and not isinstance(value, bytes):
             value = Path(str(value)).read_bytes()
+        elif name == "attention_maps":
+            request.attention_maps.CopyFrom(attention_map_options(options["attention_maps"] or {}))
+            continue
         setattr(request, name, value)
     return request
 
@@ -59,3 +71,14 @@ def scheduler_value(name: str) -> gateway_pb2.Scheduler.ValueType:
     if name not in SCHEDULERS:
         raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}, but is {name}")
     return gateway_pb2.Scheduler.Value(f"SCHEDULER_{name.upper()}")
+
+
+def attention_map_options(options: AttentionMapOptions) -> gateway_pb2.AttentionMapOptions:
+    """The message; raises ValueError where there is no such aggregation."""
+    aggregation = options.get("aggregation", "largest")
+    if aggregation not in AGGREGATIONS:
+        raise ValueError(f"aggregation must be one of {', '.join(AGGREGATIONS)}, but is {aggregation}")
+    return gateway_pb2.AttentionMapOptions(
+        interval_steps=options.get("interval_steps", 0),
+        aggregation=gateway_pb2.AttentionAggregation.Value(f"ATTENTION_AGGREGATION_{aggregation.upper()}"),
+    )

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from sfumato_protos.v1 import gateway_pb2
 
+from sfumato_client.attention_maps import WordMaps, word_maps
+
 
 @dataclass(frozen=True)
 class GeneratedImage:
@@ -43,6 +45,7 @@ class GenerateResult:
     num_steps: int = 0
     warnings: list[str] = field(default_factory=list)
     images: list[GeneratedImage] = field(default_factory=list)
+    attention: dict[int, WordMaps] = field(default_factory=dict)  # by the image's index, when asked for
     timings: gateway_pb2.Timings = field(default_factory=gateway_pb2.Timings)
 
     def add(self, event: gateway_pb2.GenerateResponse) -> None:
@@ -57,5 +60,7 @@ class GenerateResult:
                 i = event.image
                 self.images.append(GeneratedImage(i.index, i.seed, i.data, i.width, i.height))
                 self.images.sort(key=lambda image: image.index)
+            case "attention_maps":
+                self.attention[event.attention_maps.image_index] = word_maps(event.attention_maps)
             case "done":
                 self.timings = event.done.timings

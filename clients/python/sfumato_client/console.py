@@ -1,0 +1,112 @@
+"""What the commands share: options, errors as one line, the gateway to ask, progress."""
+
+import contextlib
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from sfumato_client.client import Client
+from sfumato_client.errors import SfumatoError
+from sfumato_client.requests import GenerateOptions
+from sfumato_client.results import GenerateResult
+from sfumato_client.stack import Stack, StackError, local_stack
+
+stderr = Console(stderr=True)
+
+SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+
+Target = Annotated[
+    str,
+    typer.Option(
+        envvar="SFUMATO_TARGET",
+        metavar="HOST:PORT",
+        help="Gateway to ask. Without one, a local stack is started.",
+    ),
+]
+FamilyDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--family", envvar="SFUMATO_FAMILY", metavar="DIR", help="Model family. Default: the emoji family."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+def with_progress(client: Client, prompt: str, options: GenerateOptions) -> GenerateResult:
+    """Runs the request under a progress bar over the steps of all images."""
+    result = GenerateResult()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=stderr, transient=True) as progress:
+        task = progress.add_task("waiting", total=None)
+        for event in client.generate_events(prompt, **options):
+            result.add(event)
+            if event.HasField("accepted"):
+                total = event.accepted.num_steps * event.accepted.parameters.num_images
+                progress.update(task, total=total, description="sampling")
+            elif event.HasField("step"):
+                progress.advance(task)
+    return result
+
+
+@contextlib.contextmanager
+def target_or_local(target: str, family: Path | None) -> Iterator[str]:
+    """The given gateway, or that of a local stack for as long as the block lasts."""
+    if target:
+        yield target
+        return
+    # SIGTERM ends the stack too: without this the services would be cut off instead of drained.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with stderr.status("starting the local services"):
+        stack = contextlib.ExitStack()
+        running = stack.enter_context(own_stack(family, 0, "127.0.0.1", 1, None))
+    with stack:
+        yield running.target
+
+
+@contextlib.contextmanager
+def own_stack(
+    family: Path | None, port: int, host: str, denoisers: int, log_dir: Path | None
+) -> Iterator[Stack]:
+    folder = family or default_family()
+    if log_dir is not None:
+        with local_stack(folder, port=port, host=host, denoisers=denoisers, log_dir=log_dir) as stack:
+            yield stack
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="sfumato-") as logs,
+        local_stack(folder, port=port, host=host, denoisers=denoisers, log_dir=Path(logs)) as stack,
+    ):
+        yield stack
+
+
+def default_family() -> Path:
+    """deploy/models/emoji of the checkout that this, or the current folder, lies in."""
+    for start in (Path.cwd(), Path(__file__).resolve()):
+        for folder in (start, *start.parents):
+            family = folder / "deploy" / "models" / "emoji"
+            if family.is_dir():
+                return family
+    raise StackError("no deploy/models/emoji here or above: give --family DIR, or --target HOST:PORT")
+
+
+@contextlib.contextmanager
+def readable_errors() -> Iterator[None]:
+    """Known failures as one readable line."""
+    try:
+        yield
+    except SfumatoError as error:
+        fail(f"{error.code.lower().replace('_', ' ')}: {error.message}")
+    except (StackError, OSError, ValueError) as error:
+        fail(str(error))
+
+
+def fail(message: str) -> NoReturn:
+    stderr.print(f"[red]error[/red]: {message}", highlight=False, markup=True, soft_wrap=True)
+    raise typer.Exit(1)
