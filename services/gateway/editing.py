@@ -13,7 +13,7 @@ from sfumato_protos.v1 import editor_pb2, editor_pb2_grpc
 
 from sfumato.common import calls
 from sfumato.common.calls import Context
-from sfumato.common.errors import ResourceExhausted, SfumatoError, Unavailable, Unimplemented
+from sfumato.common.errors import ResourceExhausted, Unavailable, Unimplemented
 from sfumato.common.server import channel_options
 from sfumato.common.status import ForwardedError
 from sfumato.gateway.config import GatewaySettings

@@ -14,6 +14,8 @@ from rich.table import Table
 
 from sfumato_client.client import TIMEOUT_SECONDS, Client
 from sfumato_client.commands.attention import attention
+from sfumato_client.commands.edit import edit_app
+from sfumato_client.commands.operations import operations_app
 from sfumato_client.console import (
     SUFFIXES,
     AsJson,
@@ -32,6 +34,8 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Images from words: generate, or serve the services."
 )
 app.command()(attention)
+app.add_typer(edit_app, name="edit")
+app.add_typer(operations_app, name="operations")
 
 
 def main() -> None:
@@ -51,17 +55,26 @@ def serve(
     log_dir: Annotated[
         Path | None, typer.Option(help="Where the logs go. Default: a new folder in /tmp.")
     ] = None,
+    state_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="SFUMATO_EDITOR_STATE_DIR",
+            help="Where edits are kept. Default: ~/.local/state/sfumato.",
+        ),
+    ] = None,
 ) -> None:
     """Start all services on this machine and print one ready line.
 
-    SIGTERM or Ctrl-C drains: running requests end, then the services stop.
+    SIGTERM or Ctrl-C drains: running requests end, then the services stop. Edits are saved, and go on at the
+    next start with the same --state-dir.
 
     Example: sfumato serve --port 50051 --denoisers 2
     """
     stop = threading.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: stop.set())
-    with readable_errors(), own_stack(family, port, host, denoisers, log_dir) as stack:
+    settings = {"SFUMATO_EDITOR_STATE_DIR": str(state_dir)} if state_dir else {}
+    with readable_errors(), own_stack(family, port, host, denoisers, log_dir, True, settings) as stack:
         threading.Thread(target=stack.watch, daemon=True).start()
         print(stack.ready_line(), flush=True)
         while not stop.wait(0.2):
@@ -141,7 +154,11 @@ def generate(
 @app.command()
 def models(target: Target = "", family: FamilyDir = None, as_json: AsJson = False) -> None:
     """List the families served, and what each can do."""
-    with readable_errors(), target_or_local(target, family) as address, Client(address) as client:
+    with (
+        readable_errors(),
+        target_or_local(target, family, editor=True) as address,
+        Client(address) as client,
+    ):
         families = client.list_families()
     if as_json:
         print(json.dumps([MessageToDict(entry, preserving_proto_field_name=True) for entry in families]))

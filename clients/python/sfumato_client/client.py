@@ -7,6 +7,7 @@ from typing import Self, Unpack
 import grpc
 from sfumato_protos.v1 import gateway_pb2, gateway_pb2_grpc
 
+from sfumato_client.edits import AsyncEdits, Edits
 from sfumato_client.errors import from_rpc_error
 from sfumato_client.requests import GenerateOptions, build_request
 from sfumato_client.results import GenerateResult
@@ -18,16 +19,18 @@ CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # A gateway that comes back is found soon.
+    ("grpc.max_reconnect_backoff_ms", 2_000),
 )
 
 
-class Client:
+class Client(Edits):
     """Calls a gateway and blocks. A context manager; safe to share between threads."""
 
     def __init__(self, target: str, timeout: float = TIMEOUT_SECONDS) -> None:
         """target: "host:port" of the gateway. timeout: deadline of each call, in seconds."""
-        self.timeout = timeout
         self._channel = grpc.insecure_channel(target, CHANNEL_OPTIONS)
+        super().__init__(self._channel, timeout)
         self._stub: gateway_pb2_grpc.GatewayServiceStub = gateway_pb2_grpc.GatewayServiceStub(self._channel)
 
     def generate(self, prompt: str, **options: Unpack[GenerateOptions]) -> GenerateResult:
@@ -70,13 +73,13 @@ class Client:
         self.close()
 
 
-class AsyncClient:
+class AsyncClient(AsyncEdits):
     """Calls a gateway from asyncio. An async context manager."""
 
     def __init__(self, target: str, timeout: float = TIMEOUT_SECONDS) -> None:
         """target: "host:port" of the gateway. timeout: deadline of each call, in seconds."""
-        self.timeout = timeout
         self._channel = grpc.aio.insecure_channel(target, CHANNEL_OPTIONS)
+        super().__init__(self._channel, timeout)
         self._stub: gateway_pb2_grpc.GatewayServiceAsyncStub = gateway_pb2_grpc.GatewayServiceStub(
             self._channel
         )

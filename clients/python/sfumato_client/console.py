@@ -56,8 +56,11 @@ def with_progress(client: Client, prompt: str, options: GenerateOptions) -> Gene
 
 
 @contextlib.contextmanager
-def target_or_local(target: str, family: Path | None) -> Iterator[str]:
-    """The given gateway, or that of a local stack for as long as the block lasts."""
+def target_or_local(target: str, family: Path | None, editor: bool = False) -> Iterator[str]:
+    """The given gateway, or that of a local stack for as long as the block lasts.
+
+    With editor, that stack has one, whose edits end with it.
+    """
     if target:
         yield target
         return
@@ -65,25 +68,33 @@ def target_or_local(target: str, family: Path | None) -> Iterator[str]:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with stderr.status("starting the local services"):
         stack = contextlib.ExitStack()
-        running = stack.enter_context(own_stack(family, 0, "127.0.0.1", 1, None))
+        settings = {}
+        if editor:
+            state = stack.enter_context(tempfile.TemporaryDirectory(prefix="sfumato-edits-"))
+            settings["SFUMATO_EDITOR_STATE_DIR"] = state
+        running = stack.enter_context(own_stack(family, 0, "127.0.0.1", 1, None, editor, settings))
     with stack:
         yield running.target
 
 
 @contextlib.contextmanager
 def own_stack(
-    family: Path | None, port: int, host: str, denoisers: int, log_dir: Path | None
+    family: Path | None,
+    port: int,
+    host: str,
+    denoisers: int,
+    log_dir: Path | None,
+    editor: bool = False,
+    settings: dict[str, str] | None = None,
 ) -> Iterator[Stack]:
-    folder = family or default_family()
-    if log_dir is not None:
-        with local_stack(folder, port=port, host=host, denoisers=denoisers, log_dir=log_dir) as stack:
-            yield stack
-        return
-    with (
-        tempfile.TemporaryDirectory(prefix="sfumato-") as logs,
-        local_stack(folder, port=port, host=host, denoisers=denoisers, log_dir=Path(logs)) as stack,
-    ):
-        yield stack
+    """A local stack, its logs in a folder that is made for it unless one is given."""
+    with contextlib.ExitStack() as stack:
+        logs = log_dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sfumato-")))
+        started = local_stack(
+            family or default_family(), port=port, host=host, denoisers=denoisers, log_dir=logs,
+            editor=editor, settings=settings,
+        )  # fmt: skip
+        yield stack.enter_context(started)
 
 
 def default_family() -> Path:

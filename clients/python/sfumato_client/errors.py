@@ -31,11 +31,12 @@ def from_rpc_error(error: grpc.RpcError) -> SfumatoError:
     result = SfumatoError(call.code().name, call.details() or "no details")
     for key, value in call.trailing_metadata() or ():
         if key == DETAILS_KEY and isinstance(value, bytes):
-            _read_details(result, status_pb2.Status.FromString(value))
+            read_details(result, status_pb2.Status.FromString(value))
     return result
 
 
-def _read_details(result: SfumatoError, status: status_pb2.Status) -> None:
+def read_details(result: SfumatoError, status: status_pb2.Status) -> None:
+    """Fills in reason, field, limit and value from a status's ErrorInfo."""
     for detail in status.details:
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info):

@@ -1,13 +1,12 @@
 """A finished generation, and how its events add up to it."""
 
-import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sfumato_protos.v1 import gateway_pb2
 
 from sfumato_client.attention_maps import WordMaps, word_maps
+from sfumato_client.files import write_file
 
 
 @dataclass(frozen=True)
@@ -22,18 +21,7 @@ class GeneratedImage:
 
     def save(self, path: str | Path) -> Path:
         """Writes the file; it appears whole or not at all. Makes the folder if there is none."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, fresh = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(self.data)
-            Path(fresh).chmod(0o644)
-            Path(fresh).replace(path)
-        except BaseException:
-            Path(fresh).unlink(missing_ok=True)
-            raise
-        return path
+        return write_file(Path(path), self.data)
 
 
 @dataclass

@@ -71,6 +71,7 @@ class Stack:
     encoder: Service
     decoder: Service
     denoisers: list[Service]
+    editor: Service | None = None
     stopping: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -81,7 +82,8 @@ class Stack:
     @property
     def services(self) -> list[Service]:
         """All of them, the gateway first."""
-        return [self.gateway, self.encoder, self.decoder, *self.denoisers]
+        editor = [self.editor] if self.editor else []
+        return [self.gateway, self.encoder, self.decoder, *self.denoisers, *editor]
 
     def ready_line(self) -> str:
         """One line for people and scripts."""
@@ -123,6 +125,7 @@ def local_stack(
     host: str = "127.0.0.1",
     denoisers: int = 1,
     log_dir: Path,
+    editor: bool = False,
     settings: dict[str, str] | None = None,
 ) -> Iterator[Stack]:
     """Runs all services until the block ends.
@@ -133,6 +136,7 @@ def local_stack(
         host: that the gateway listens on; the model services stay on loopback.
         denoisers: how many denoiser processes.
         log_dir: folder for one log file per service.
+        editor: whether to start the editor; its state lies where SFUMATO_EDITOR_STATE_DIR says.
         settings: further environment variables of the services.
 
     Raises:
@@ -143,7 +147,7 @@ def local_stack(
     if not (family / "model_index.json").is_file():
         raise StackError(f"{family} is no model family: it has no model_index.json; give --family DIR")
     log_dir.mkdir(parents=True, exist_ok=True)
-    stack = _configure(family, port, host, denoisers, log_dir, settings or {})
+    stack = _configure(family, port, host, denoisers, log_dir, editor, settings or {})
     try:
         for service in stack.services:
             service.start()
@@ -154,9 +158,9 @@ def local_stack(
 
 
 def _configure(
-    family: Path, port: int, host: str, denoisers: int, log_dir: Path, settings: dict[str, str]
+    family: Path, port: int, host: str, denoisers: int, log_dir: Path, editor: bool, settings: dict[str, str]
 ) -> Stack:
-    names = ["encoder", "decoder", *(f"denoiser{i}" for i in range(denoisers))]
+    names = ["encoder", "decoder", *(f"denoiser{i}" for i in range(denoisers)), *["editor"] * editor]
     models = {}
     for name in names:
         free = free_port()
@@ -169,10 +173,12 @@ def _configure(
         "SFUMATO_GATEWAY_PORT": str(port or (port := free_port())),
         "SFUMATO_GATEWAY_ENCODER_TARGET": models["encoder"].target,
         "SFUMATO_GATEWAY_DECODER_TARGET": models["decoder"].target,
-        "SFUMATO_GATEWAY_DENOISER_TARGETS": ",".join(models[name].target for name in names[2:]),
+        "SFUMATO_GATEWAY_DENOISER_TARGETS": ",".join(models[f"denoiser{i}"].target for i in range(denoisers)),
+        "SFUMATO_GATEWAY_EDITOR_TARGET": models["editor"].target if editor else "",
     }
     door = Service("gateway", port, gateway, log_dir / "gateway.log")
-    return Stack(family, door, models["encoder"], models["decoder"], [models[name] for name in names[2:]])
+    replicas = [models[f"denoiser{i}"] for i in range(denoisers)]
+    return Stack(family, door, models["encoder"], models["decoder"], replicas, models.get("editor"))
 
 
 def _wait_until_ready(stack: Stack) -> None:
