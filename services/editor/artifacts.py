@@ -21,12 +21,12 @@ class ArtifactStore:
     """
 
     def __init__(self, url: str) -> None:
-        options: dict[str, Any] = (
-            {"auto_mkdir": True} if url.startswith("file:") else {"use_listings_cache": False}
-        )
+        self.local = url.startswith("file:")
+        # S3's listings and clients are not kept: other processes write too.
+        remote = {"use_listings_cache": False, "skip_instance_cache": True}
+        options: dict[str, Any] = {"auto_mkdir": True} if self.local else remote
         self.url = url.rstrip("/")
         self.fs, self.root = fsspec.core.url_to_fs(self.url, **options)
-        self.local = url.startswith("file:")
 
     def uri(self, path: str) -> str:
         """Where the file lies."""
@@ -112,4 +112,10 @@ def _asking(uri: str) -> Iterator[None]:
             raise ResourceExhausted(
                 "artifact store", "used while it has room", f"full: {uri}", "Free space, then send it again."
             ) from error
-        raise Unavailable(f"the artifact store does not take or give {uri}: {error}") from error
+        raise _unavailable(uri, error) from error
+    except Exception as error:  # each backend has its own for a server that does not answer
+        raise _unavailable(uri, error) from error
+
+
+def _unavailable(uri: str, error: Exception) -> Unavailable:
+    return Unavailable(f"the artifact store does not take or give {uri}: {error}")

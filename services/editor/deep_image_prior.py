@@ -92,14 +92,21 @@ class State(Optimised):
         return {"image": self.preview()}
 
 
-def start(options: Options, inputs: Inputs, models: Models) -> State:
+def check(options: Options, inputs: Inputs) -> None:
     """
     Raises:
-        InvalidArgument: neither image nor prompts, a mask without its image, or an image of less than 8
-        pixels.
+        InvalidArgument: neither image nor prompts.
     """
     if inputs.image is None and not options.prompts:
         raise InvalidArgument("prompts", "given where there is no image", "empty")
+
+
+def start(options: Options, inputs: Inputs, models: Models) -> State:
+    """
+    Raises:
+        InvalidArgument: neither image nor prompts, or an image of less than 8 pixels.
+    """
+    check(options, inputs)
     generator = generator_of(options.seed, models.device)
     clip = Clip(models.clip, models.tokenizer, models.device) if options.prompts else None
     if inputs.image is not None:
@@ -159,4 +166,4 @@ def run(state: State) -> Iterator[Progress]:
     return iterate(state, step)
 
 
-METHOD = Method("deep-image-prior", Options, ("clip",), False, start, run)
+METHOD = Method("deep-image-prior", Options, ("clip",), False, start, run, check)
