@@ -5,7 +5,7 @@ FAMILY ?= deploy/models/emoji
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench guidance-report train evaluate clean
+.PHONY: help setup demo test check format bench bench-edit edit-durability guidance-report train evaluate clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,12 @@ format: setup ## Format the code.
 
 bench: setup ## Latency and throughput against diffusers' in-process pipeline, in one run.
 	$(BIN)/python -m tests.bench.pipeline --family $(FAMILY)
+
+bench-edit: setup ## An iteration in the editor against one of the bare loop, in one run.
+	$(BIN)/python -m tests.bench.edit_iteration --family $(FAMILY)
+
+edit-durability: setup ## Kill the editor, and the gateway, 20 times each over a batch of edits.
+	$(BIN)/python -m tests.bench.edit_durability --family $(FAMILY) --kills 20
 
 guidance-report: setup ## Curves of every kind of guidance over its scale, by a judge CLIP (20 minutes).
 	$(BIN)/python -m tests.bench.guidance_report --family $(FAMILY)

@@ -1,6 +1,7 @@
 """Families and running services that the tests share."""
 
 import os
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from sfumato_client.stack import Stack, free_port, local_stack
 from tests.tiny_family import save_tiny_family
 
 METRICS_PORT = free_port()
+# `sfumato serve` in a test keeps its edits apart from the user's.
+os.environ["SFUMATO_EDITOR_STATE_DIR"] = tempfile.mkdtemp(prefix="sfumato-test-edits-")
 SHIPPED = Path(__file__).parents[1] / "deploy" / "models" / "emoji"
 
 

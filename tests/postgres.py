@@ -9,14 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from sfumato_client.stack import free_port
 
 
 def binary(name: str) -> str:
-    """A program of the server's package, which Debian keeps off the path."""
+    """A program of the server's package, which Debian keeps off the path; skips the test without it."""
     found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
     path = str(found[-1]) if found else shutil.which(name)
-    assert path, f"{name} is missing: apt-get install postgresql"
+    if path is None:
+        pytest.skip(f"{name} is missing: apt-get install postgresql (CI does)")
     return path
 
 

@@ -1,6 +1,6 @@
 """An iteration in the editor against one of the bare loop in this process, alternating in one run.
 
-`python -m tests.bench.edit_iteration` prints milliseconds of both and their ratio. The editor's figure is what
+`python -m tests.bench.edit_iteration` prints milliseconds of both and their ratio. The editor's is what
 a client that watches sees, from the first event to the last; checkpoints are taken as often as by default.
 """
 

@@ -93,7 +93,7 @@ def test_serve_prints_one_line_restarts_the_dead_and_drains(tiny_family: Path) -
     assert serve.stdout is not None
     assert serve.stdout.readline().startswith(f"ready: gateway 127.0.0.1:{port}")
     children = psutil.Process(serve.pid).children()
-    assert len(children) == 4
+    assert len(children) == 5
     with Client(f"127.0.0.1:{port}", timeout=60) as client:
         denoiser = next(child for child in children if "sfumato.denoiser" in child.cmdline())
         denoiser.kill()
