@@ -47,7 +47,7 @@ class Graph:
         name: of the cache's folder, before the digest.
         module: takes the inputs in their order and gives one tensor.
         weights: the folder that the module was loaded from; its files are part of the digest.
-        inputs: an example of each input. Sizes that are odd, and differ, keep them from being taken for one.
+        inputs: an example of each input, in the module's order, on the CPU.
         dynamic_axes: of inputs and "output": dimension to its name.
         checks: inputs on which graph and module must agree, several sizes.
     """
@@ -78,6 +78,30 @@ class Session:
         """The output, on the CPU, for inputs on the CPU in the graph's order."""
         feed = {name: _array(tensor) for name, tensor in zip(self._names, inputs, strict=True)}
         return torch.from_numpy(self._session.run(None, feed)[0])
+
+
+def choose_session(
+    graph: Graph, engine: str, cache: Path, device: torch.device, num_threads: int
+) -> Session | None:
+    """The session of a service's setting, or None where torch is to run the module.
+
+    Args:
+        graph: what to run.
+        engine: torch, onnxruntime, or auto: onnxruntime on a CPU, torch elsewhere.
+        cache: folder for exported graphs.
+        device: where it runs.
+        num_threads: CPU threads of one run.
+
+    Returns:
+        None for torch and, with an error in the log, where the graph is no good.
+    """
+    if engine == "torch" or (engine == "auto" and device.type != "cpu"):
+        return None
+    try:
+        return open_graph(graph, cache, device, num_threads)
+    except GraphError as error:
+        log.error("runs on torch, not on onnxruntime", graph=graph.name, error=str(error))
+        return None
 
 
 def open_graph(graph: Graph, cache: Path, device: torch.device, num_threads: int) -> Session:
@@ -121,13 +145,14 @@ def _opened(graph: Graph, folder: Path, device: torch.device, num_threads: int) 
 def _export(graph: Graph, folder: Path) -> None:
     log.info("exporting a graph for ONNX Runtime, once for these weights", graph=str(folder))
     start = time.monotonic()
+    device = next(graph.module.parameters()).device
     made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".made-"))
     try:
         with warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter("ignore")  # of the tracer, on branches that the checks cover
             torch.onnx.export(
                 graph.module.eval(),
-                tuple(graph.inputs.values()),
+                tuple(tensor.to(device) for tensor in graph.inputs.values()),
                 made / FILE,
                 dynamo=False,
                 opset_version=OPSET,

@@ -16,7 +16,8 @@ class TorchAutoencoder:
     """The family's vae/, in float32 (float64 to check gradients by). RGB; tensors lie in [-1, 1]."""
 
     def __init__(self, family: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-        model: Any = AutoencoderKL.from_pretrained(part_of(family, "vae"), use_safetensors=True)
+        self.weights = part_of(family, "vae")
+        model: Any = AutoencoderKL.from_pretrained(self.weights, use_safetensors=True)
         self.model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
         self.device, self.dtype = device, dtype
         config = self.model.config
@@ -28,15 +29,14 @@ class TorchAutoencoder:
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> Image.Image:
         """Scaled latents [1, latent_channels, height, width] to an image."""
-        sample = self._pixels(latents.to(self.device, self.dtype))
-        pixels = (sample[0] * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
-        return Image.fromarray((pixels * 255).round().astype(np.uint8))
+        return to_image(self.pixels(latents.to(self.device, self.dtype)))
 
     def linearise(self, latents: torch.Tensor) -> Linearised:
         """Scaled latents to pixels [1, 3, height, width], not clamped, kept for `vjp`."""
-        return linearise(self._pixels, latents.to(self.device, self.dtype))
+        return linearise(self.pixels, latents.to(self.device, self.dtype))
 
-    def _pixels(self, latents: torch.Tensor) -> torch.Tensor:
+    def pixels(self, latents: torch.Tensor) -> torch.Tensor:
+        """Scaled latents to pixels [1, 3, height, width], not clamped, on the model's device."""
         unscaled = latents / self.scaling_factor + self.shift_factor
         sample: torch.Tensor = self.model.decode(unscaled, return_dict=False)[0]
         return sample
@@ -49,3 +49,9 @@ class TorchAutoencoder:
         sample = torch.from_numpy(2.0 * pixels - 1.0).to(self.device)
         posterior = self.model.encode(sample, return_dict=False)[0]
         return posterior.mean.cpu(), posterior.std.cpu()
+
+
+def to_image(pixels: torch.Tensor) -> Image.Image:
+    """[1, 3, height, width] in [-1, 1] to an RGB image, rounded as diffusers does."""
+    values = (pixels[0] * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray((values * 255).round().astype(np.uint8))

@@ -1,6 +1,7 @@
 """Messages to calls of the autoencoder."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +17,7 @@ from sfumato.common.gradients import GraphCount, Linearised
 from sfumato.common.images import encode_image, open_image
 from sfumato.common.tensors import check_finite, from_message, to_message
 from sfumato.decoder.config import DecoderSettings
+from sfumato.decoder.engine_onnx import Decode, open_decode
 from sfumato.decoder.engine_torch import TorchAutoencoder
 
 _FORMATS = {
@@ -30,11 +32,12 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
     """Serves DecoderService."""
 
     service_name = "sfumato.v1.DecoderService"
-    vae: TorchAutoencoder
+    vae: TorchAutoencoder  # for gradients and encoding
+    decode: Decode  # by the engine of the settings
 
     def __init__(self, settings: DecoderSettings) -> None:
         self.settings = settings
-        # One model thread: torch spreads each forward over the cores itself.
+        # One model thread: the engine spreads each forward over the cores itself.
         self.executor = ThreadPoolExecutor(1, "vae")
         self.graphs = GraphCount(settings.max_kept_graphs)
 
@@ -45,9 +48,12 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
         await asyncio.get_running_loop().run_in_executor(self.executor, self._load)
 
     def _load(self) -> None:
-        device = setup_device(self.settings.device, self.settings.num_threads)
-        self.vae = TorchAutoencoder(self.settings.family, device)
-        image = self.vae.decode(torch.zeros(1, self.vae.latent_channels, 8, 8))
+        settings = self.settings
+        device = setup_device(settings.device, settings.num_threads)
+        threads = settings.num_threads or os.cpu_count() or 1
+        self.vae = TorchAutoencoder(settings.family, device)
+        self.decode = open_decode(self.vae, settings.engine, settings.onnx_cache, threads)
+        image = self.decode(torch.zeros(1, self.vae.latent_channels, 8, 8))
         self.vae.encode(image, image.width, image.height)
 
     async def close(self) -> None:
@@ -72,7 +78,7 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
         latents = self._latents(request.latents, self.settings.max_pixels)
 
         def decode() -> decoder_pb2.DecodeResponse:
-            image = self.vae.decode(latents)
+            image = self.decode(latents)
             data = encode_image(image, _FORMATS[request.image_format])
             return decoder_pb2.DecodeResponse(image=data, width=image.width, height=image.height)
 

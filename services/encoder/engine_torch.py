@@ -1,5 +1,6 @@
 """CLIP in torch: transformers' text encoder for conditioning, open_clip for the joint space."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ class TextEncoder:
     def __init__(self, family: Path, device: torch.device) -> None:
         tokenizer: Any = CLIPTokenizer.from_pretrained(part_of(family, "tokenizer"))
         self.tokenizer = tokenizer
-        model: Any = CLIPTextModel.from_pretrained(part_of(family, "text_encoder"), use_safetensors=True)
+        self.weights = part_of(family, "text_encoder")
+        model: Any = CLIPTextModel.from_pretrained(self.weights, use_safetensors=True)
         self.model = model.to(device=device, dtype=torch.float32).eval()
         self.device = device
+        # Another engine's forward may take its place.
+        self.forward: Callable[[torch.Tensor], torch.Tensor] = self.hidden_states
         self.max_tokens: int = int(self.tokenizer.model_max_length)
         self.hidden_size: int = int(self.model.config.hidden_size)
 
@@ -34,8 +38,13 @@ class TextEncoder:
             )
             whole = self.tokenizer(text, truncation=False)["input_ids"]
             cut.append(max(0, len(whole) - self.max_tokens))
-            embeds.append(self.model(tokens.input_ids.to(self.device))[0].cpu())
+            embeds.append(self.forward(tokens.input_ids))
         return torch.cat(embeds), cut
+
+    def hidden_states(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Token ids [1, max_tokens] to last hidden states [1, max_tokens, hidden_size], on the CPU."""
+        states: torch.Tensor = self.model(token_ids.to(self.device))[0]
+        return states.cpu()
 
     def words(self, texts: list[str]) -> list[list[Word]]:
         """The words of each text and their tokens; cut ones are left out."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,6 +18,7 @@ from sfumato.common.noised_clip import NoisedImageEncoder, load_noised_clip
 from sfumato.common.tensors import check_finite, from_message, to_message
 from sfumato.encoder import guide_messages
 from sfumato.encoder.config import EncoderSettings
+from sfumato.encoder.engine_onnx import use_engine
 from sfumato.encoder.engine_torch import JointEncoder, TextEncoder
 from sfumato.encoder.guide import guide_image, guide_latents
 
@@ -31,7 +33,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         self.settings = settings
         self.joint: JointEncoder | None = None
         self.noised: NoisedImageEncoder | None = None
-        # One model thread: torch spreads each forward over the cores itself.
+        # One model thread: the engine spreads each forward over the cores itself.
         self.executor = ThreadPoolExecutor(1, "clip")
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -41,8 +43,11 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         await asyncio.get_running_loop().run_in_executor(self.executor, self._load)
 
     def _load(self) -> None:
-        device = setup_device(self.settings.device, self.settings.num_threads)
-        self.text_encoder = TextEncoder(self.settings.family, device)
+        settings = self.settings
+        device = setup_device(settings.device, settings.num_threads)
+        threads = settings.num_threads or os.cpu_count() or 1
+        self.text_encoder = TextEncoder(settings.family, device)
+        use_engine(self.text_encoder, settings.engine, settings.onnx_cache, threads)
         if (self.settings.family / "clip").is_dir():
             self.joint = JointEncoder(self.settings.family, device)
         if (self.settings.family / "clip_noised").is_dir():

@@ -5,15 +5,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import structlog
 import torch
 
 from sfumato.common import onnx_graph
 from sfumato.common.onnx_graph import GraphError
+from sfumato.decoder.engine_onnx import open_decode
+from sfumato.decoder.engine_torch import TorchAutoencoder
 from sfumato.denoiser.config import DenoiserSettings
 from sfumato.denoiser.engine_onnx import OnnxUNet, open_unet
 from sfumato.denoiser.engine_torch import TorchUNet
+from sfumato.encoder.engine_onnx import use_engine
+from sfumato.encoder.engine_torch import TextEncoder
 
 CPU = torch.device("cpu")
 
@@ -33,7 +38,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def unet(torch_unet: TorchUNet, cache: Path) -> OnnxUNet:
     """The engine, exported here."""
-    return OnnxUNet(torch_unet, cache, num_threads=1)
+    return opened(torch_unet, cache)
+
+
+def opened(torch_unet: TorchUNet, cache: Path) -> OnnxUNet:
+    """The engine, not its fallback."""
+    unet = open_unet(torch_unet, "onnxruntime", cache)
+    assert isinstance(unet, OnnxUNet)
+    return unet
 
 
 @pytest.fixture
@@ -72,6 +84,30 @@ def test_a_fractional_timestep_is_not_rounded(torch_unet: TorchUNet, unet: OnnxU
     assert not torch.equal(*at)
 
 
+def test_decoded_images_equal_torchs(tiny_family: Path, cache: Path) -> None:
+    vae = TorchAutoencoder(tiny_family, CPU)
+    decode = open_decode(vae, "onnxruntime", cache, num_threads=2)
+    assert decode != vae.decode
+    for height, width in ((8, 8), (1, 1), (9, 9), (7, 12), (16, 8)):
+        latents = torch.randn(
+            1, vae.latent_channels, height, width, generator=torch.Generator().manual_seed(1)
+        )
+        got, expected = (np.asarray(image, np.int16) for image in (decode(latents), vae.decode(latents)))
+        assert got.shape == (height * 8, width * 8, 3)
+        assert np.abs(got - expected).max() <= 1
+
+
+def test_conditioning_equals_torchs(tiny_family: Path, cache: Path) -> None:
+    encoder = TextEncoder(tiny_family, CPU)
+    texts = ["", "a cat", "a cat on a blue background, far beyond the tokens that there are"]
+    expected, cut = encoder.encode(texts)
+    use_engine(encoder, "onnxruntime", cache, num_threads=2)
+    assert encoder.forward != encoder.hidden_states
+    got, cut_again = encoder.encode(texts)
+    assert cut_again == cut
+    assert float((got - expected).abs().max() / expected.abs().max()) < 1e-5
+
+
 def test_a_second_start_finds_the_graph(
     torch_unet: TorchUNet, unet: OnnxUNet, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,7 +115,7 @@ def test_a_second_start_finds_the_graph(
         raise AssertionError("exported again")
 
     monkeypatch.setattr(torch.onnx, "export", export)
-    again = OnnxUNet(torch_unet, cache, num_threads=1)
+    again = opened(torch_unet, cache)
     latents, prompt_embeds = inputs(torch_unet, 8, 8, 2, 24)
     assert torch.equal(
         again.noise_pred(latents, 5, prompt_embeds), unet.noise_pred(latents, 5, prompt_embeds)
@@ -91,7 +127,7 @@ def test_other_weights_are_another_graph(torch_unet: TorchUNet, own_cache: Path,
     changed.__dict__ = {**torch_unet.__dict__, "weights": tmp_path / "weights"}
     changed.weights.mkdir()
     (changed.weights / "config.json").write_text("another family")
-    OnnxUNet(changed, own_cache, num_threads=1)
+    opened(changed, own_cache)
     assert len([path for path in own_cache.iterdir() if path.is_dir()]) == 2
 
 
@@ -113,7 +149,7 @@ def test_a_damaged_graph_is_made_again(torch_unet: TorchUNet, own_cache: Path, d
     whole = file.read_bytes()
     damage(file)
     with structlog.testing.capture_logs() as lines:
-        unet = OnnxUNet(torch_unet, own_cache, num_threads=1)
+        unet = opened(torch_unet, own_cache)
     assert any("damaged" in line["event"] for line in lines)
     assert file.read_bytes() == whole
     latents, prompt_embeds = inputs(torch_unet, 8, 8, 1, 24)
@@ -150,7 +186,7 @@ def test_a_cache_that_cannot_be_written_is_said_and_done_without(
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     with structlog.testing.capture_logs() as lines:
-        unet = OnnxUNet(torch_unet, tmp_path / "file" / "cache", num_threads=1)
+        unet = opened(torch_unet, tmp_path / "file" / "cache")
     assert any("cannot be kept" in line["event"] for line in lines)
     latents, prompt_embeds = inputs(torch_unet, 8, 8, 1, 24)
     unet.noise_pred(latents, 5, prompt_embeds)

@@ -1,0 +1,59 @@
+"""The autoencoder's decoding in ONNX Runtime. Encoding, and what needs gradients, stay on torch."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from sfumato.common.onnx_graph import Graph, choose_session
+from sfumato.decoder.engine_torch import TorchAutoencoder, to_image
+
+Decode = Callable[[torch.Tensor], Image.Image]
+
+
+def open_decode(vae: TorchAutoencoder, engine: str, cache: Path, num_threads: int) -> Decode:
+    """As TorchAutoencoder.decode, by ONNX Runtime, or that itself where choose_session says torch.
+
+    Args:
+        vae: the model in torch.
+        engine, cache: as choose_session has them.
+        num_threads: CPU threads of one run.
+    """
+    session = choose_session(decoder_graph(vae), engine, cache, vae.device, num_threads)
+    if session is None:
+        return vae.decode
+
+    def decode(latents: torch.Tensor) -> Image.Image:
+        return to_image(session.run(latents))
+
+    return decode
+
+
+def decoder_graph(vae: TorchAutoencoder) -> Graph:
+    """Pixels [1, 3, height, width], not clamped, of scaled latents [1, C, h, w]."""
+
+    def latents(height: int, width: int) -> tuple[torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        return (torch.randn(1, vae.latent_channels, height, width, generator=generator),)
+
+    return Graph(
+        name="decoder",
+        module=_Pixels(vae),
+        weights=vae.weights,
+        inputs={"latents": latents(9, 11)[0]},
+        dynamic_axes={"latents": {2: "h", 3: "w"}, "output": {2: "height", 3: "width"}},
+        checks=[latents(8, 8), latents(7, 10)],
+    )
+
+
+class _Pixels(torch.nn.Module):
+    """TorchAutoencoder.pixels as a module."""
+
+    def __init__(self, vae: TorchAutoencoder) -> None:
+        super().__init__()
+        self.model = vae.model
+        self._pixels = vae.pixels
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        return self._pixels(latents)

@@ -1,0 +1,53 @@
+"""The text encoder in ONNX Runtime. The joint space, whose gradients are asked for, stays on torch."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfumato.common.onnx_graph import Graph, choose_session
+from sfumato.encoder.engine_torch import TextEncoder
+
+
+def use_engine(encoder: TextEncoder, engine: str, cache: Path, num_threads: int) -> None:
+    """Gives the encoder ONNX Runtime's forward, unless choose_session says torch.
+
+    Args:
+        encoder: the model in torch.
+        engine, cache: as choose_session has them.
+        num_threads: CPU threads of one run.
+    """
+    session = choose_session(text_graph(encoder), engine, cache, encoder.device, num_threads)
+    if session is not None:
+        encoder.forward = session.run
+
+
+def text_graph(encoder: TextEncoder) -> Graph:
+    """Last hidden states [1, max_tokens, hidden_size] of token ids [1, max_tokens]."""
+
+    def token_ids(seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        vocabulary = int(encoder.model.config.vocab_size)
+        ids = torch.randint(0, vocabulary, (1, encoder.max_tokens), generator=generator)
+        ids[:, -1] = encoder.tokenizer.eos_token_id
+        return ids
+
+    return Graph(
+        name="text_encoder",
+        module=_HiddenStates(encoder.model),
+        weights=encoder.weights,
+        inputs={"token_ids": token_ids(0)},
+        dynamic_axes={},
+        checks=[(token_ids(1),), (token_ids(2),)],
+    )
+
+
+class _HiddenStates(torch.nn.Module):
+    """The text encoder, giving the last hidden states alone."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, token_ids: torch.Tensor) -> Any:
+        return self.model(token_ids)[0]
