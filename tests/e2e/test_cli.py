@@ -37,10 +37,9 @@ def test_generate_without_a_target_starts_its_own_services_and_leaves_none(
     assert (answer["seed"], answer["files"]) == (4, [str(file)])
     assert answer["timings"]["denoise_seconds"] > 0
     assert Image.open(file).size == (64, 64)
-    left = [
-        p for p in psutil.process_iter(["cmdline"]) if str(tiny_family) in " ".join(p.info["cmdline"] or [])
-    ]
-    assert not left
+    # The services have the family in their environment, not in their arguments.
+    environments = (process.info["environ"] or {} for process in psutil.process_iter(["environ"]))
+    assert not [own for own in environments if own.get("SFUMATO_DENOISER_FAMILY") == str(tiny_family)]
 
 
 def test_several_images_are_numbered(stack: Stack, tmp_path: Path) -> None:
