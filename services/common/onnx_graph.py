@@ -2,7 +2,7 @@
 
 The export traces the module with torch's TorchScript exporter: the dynamo one takes five times as long, and
 turns a UNet's choice between even and odd sizes into the one that it saw, where the traced graph of an odd
-size holds for all (docs/decisions/004). A graph lies in a folder of the cache, named after what it was made
+size holds for all (docs/decisions/005). A graph lies in a folder of the cache, named after what it was made
 from, beside the digest of its files; it gets there by one rename, so that processes that start together
 never see half of one.
 """
