@@ -8,6 +8,7 @@ import sfumato.common.torchvision_ops  # noqa: F401  (before open_clip)
 
 import open_clip  # isort: skip
 import torch
+from diffusers import VQModel
 
 SIDE, CONTEXT, VOCABULARY = 32, 16, 128
 
@@ -35,6 +36,18 @@ def tiny_tokenizer(texts: list[str]) -> torch.Tensor:
     return rows
 
 
+def tiny_vqgan() -> Any:
+    """A diffusers VQModel, f = 4, a codebook of 16 entries that is spread out as a trained one's is."""
+    torch.manual_seed(2)
+    model: Any = VQModel(
+        block_out_channels=(8, 8, 16), down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3, latent_channels=4, num_vq_embeddings=16, norm_num_groups=4,
+        sample_size=SIDE,
+    )  # fmt: skip
+    model.quantize.embedding.weight.data.normal_()
+    return model.eval().requires_grad_(False)
+
+
 class TinyModels:
     """What sfumato.editor.method.Models promises, on the CPU."""
 
@@ -44,6 +57,7 @@ class TinyModels:
     def __init__(self) -> None:
         self.clip = tiny_clip()
         self.tokenizer = tiny_tokenizer
+        self.vqgan = tiny_vqgan()
         self.cache: dict[str, dict[str, torch.Tensor]] = {}
 
     def cached(self, name: str, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -35,11 +35,10 @@ from sfumato.editor.method import (
     whole,
 )
 from sfumato.editor.optimised import Optimised, iterate
-from sfumato.editor.pixels import limited, to_image, to_tensor
+from sfumato.editor.pixels import fitted, to_image, to_tensor, working_size
 from sfumato.editor.skip_unet import SkipUNet, num_scales_of
 
 INPUT_CHANNELS, INPUT_RANGE = 32, 0.1  # z ~ U(0, 0.1)
-MIN_SIDE = 8
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Options:
     seed: int = whole(0, 0, 2**63 - 1)
     num_iterations: int = whole(1800, 1, 20_000)  # denoising 1800 to 3000, inpainting up to 6000
     learning_rate: float = real(0.01, 1e-6, 1.0)  # Adam
-    size: int = whole(512, MIN_SIDE, 1024)  # longest side, pixels
+    size: int = whole(0, 0, 1024)  # longest side, pixels; 0: the image's, at most 512, or CLIP's
     channels: int = whole(128, 8, 256)
     num_scales: int = whole(5, 1, 7)  # fewer where the image is too small for them
     input_noise: float = real(1 / 30, 0.0, 1.0)  # standard deviation of n, anew each iteration
@@ -109,12 +108,7 @@ def start(options: Options, inputs: Inputs, models: Models) -> State:
     check(options, inputs)
     generator = generator_of(options.seed, models.device)
     clip = Clip(models.clip, models.tokenizer, models.device) if options.prompts else None
-    if inputs.image is not None:
-        width, height = limited(inputs.image, options.size).size
-    else:
-        width = height = min(options.size, clip.side) if clip else options.size
-    if min(width, height) < MIN_SIDE:
-        raise InvalidArgument("image", f"at least {MIN_SIDE} pixels a side", f"{width}x{height}")
+    width, height = working_size(inputs.image, options.size, clip.side if clip else 0)
     scales = num_scales_of(height, width, options.num_scales)
     network = SkipUNet(INPUT_CHANNELS, 3, options.channels, num_scales=scales)
     initialise(network, generator_of(options.seed))
@@ -124,7 +118,7 @@ def start(options: Options, inputs: Inputs, models: Models) -> State:
     if clip:
         state.targets = clip.targets(options.prompts)
     if inputs.image is not None:
-        state.image = to_tensor(limited(inputs.image, options.size), models.device)
+        state.image = to_tensor(fitted(inputs.image, (width, height)), models.device)
     if inputs.mask is not None and inputs.image is not None:
         mask = inputs.mask.convert("L").resize((width, height), Image.Resampling.NEAREST)
         state.known = (to_tensor(mask, models.device) < 0.5).float()

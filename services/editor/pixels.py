@@ -4,6 +4,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from sfumato.common.errors import InvalidArgument
+
+MIN_SIDE = 8
+
 
 def to_tensor(image: Image.Image, device: torch.device | str = "cpu") -> torch.Tensor:
     """RGB (or L) to float32 [1, 3 (or 1), h, w] in [0, 1]."""
@@ -18,8 +22,33 @@ def to_image(pixels: torch.Tensor) -> Image.Image:
     return Image.fromarray(array.permute(1, 2, 0).cpu().numpy())
 
 
-def limited(image: Image.Image, longest: int, multiple: int = 1) -> Image.Image:
-    """Shrunk so that the longer side is at most `longest`, both sides whole multiples (at least one)."""
-    factor = min(1.0, longest / max(image.size))
-    width, height = (max(1, round(side * factor / multiple)) * multiple for side in image.size)
-    return image if (width, height) == image.size else image.resize((width, height), Image.Resampling.BICUBIC)
+def working_size(
+    image: Image.Image | None, size: int, own: int, multiple: int = 1, most: int = 512
+) -> tuple[int, int]:
+    """(width, height) that a method works on.
+
+    Args:
+        image: what is edited; None: generation, a square.
+        size: longest side that was asked for; 0: the image's, at most `most`; without an image `own`.
+        own: side that the model was made for.
+        multiple: both sides become whole multiples of it, at least one.
+
+    Raises:
+        InvalidArgument: the image, or what is left of it at that size, has a side of less than 8 pixels.
+    """
+    given = (own, own) if image is None else image.size
+    if size and image is None:
+        given = (size, size)
+    factor = min(1.0, (size or most) / max(given))
+    if min(given) * factor < MIN_SIDE:
+        shape = f"{given[0]}x{given[1]}" + (
+            f", shrunk to {size or most} on the longer side" if factor < 1 else ""
+        )
+        raise InvalidArgument("image", f"at least {MIN_SIDE} pixels a side", shape)
+    width, height = (max(1, round(side * factor / multiple)) * multiple for side in given)
+    return width, height
+
+
+def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Resized (bicubic) where it is not of that (width, height)."""
+    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)

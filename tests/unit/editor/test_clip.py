@@ -7,7 +7,7 @@ from PIL import Image
 from sfumato.editor.clip import Clip
 from sfumato.editor.cutouts import cropped_cutouts, make_cutouts, pooled_cutouts
 from sfumato.editor.method import ImagePrompt, Prompt
-from sfumato.editor.pixels import limited, to_image, to_tensor
+from sfumato.editor.pixels import fitted, to_image, to_tensor, working_size
 from tests.tiny_models import TinyModels
 
 
@@ -89,5 +89,14 @@ def test_cropped_cutouts_show_parts_and_pooled_ones_the_whole() -> None:
 def test_pixels_survive_the_way_there_and_back() -> None:
     image = to_image(random_image(9))
     assert to_image(to_tensor(image)).tobytes() == image.tobytes()
-    assert limited(Image.new("RGB", (200, 100)), 64, 8).size == (64, 32)
-    assert limited(Image.new("RGB", (50, 40)), 64).size == (50, 40)
+
+
+def test_the_working_size_follows_the_request_then_the_image_then_the_model() -> None:
+    wide, small = Image.new("RGB", (2000, 1000)), Image.new("RGB", (50, 41))
+    assert working_size(None, 0, own=64) == (64, 64)
+    assert working_size(None, 96, own=64, multiple=8) == (96, 96)
+    assert working_size(wide, 0, own=64, multiple=8) == (512, 256)
+    assert working_size(wide, 64, own=64, multiple=8) == (64, 32)
+    assert working_size(small, 0, own=64) == (50, 41)
+    assert working_size(small, 0, own=64, multiple=8) == (48, 40)
+    assert fitted(wide, (64, 32)).size == (64, 32)
