@@ -71,14 +71,33 @@ def sometimes(generator: torch.Generator, matrices: torch.Tensor, p: float) -> t
     return torch.where(chosen, matrices, torch.eye(3, device=matrices.device))
 
 
-def warp(images: torch.Tensor, matrices: torch.Tensor, fill: float = 0.0) -> torch.Tensor:
-    """Resamples bilinearly; `matrices` [n, 3, 3] from output to input; outside the input is `fill`."""
-    n, _, height, width = images.shape
+def crop(generator: torch.Generator, n: int, low: float, high: float = 1.0) -> torch.Tensor:
+    """A random box of low to high of each side, the sides independently: [n, 3, 3]."""
+    sides = uniform(generator, low, high, n, 2)
+    middles = uniform(generator, -1, 1, n, 2) * (1 - sides)
+    return torch.diag_embed(F.pad(sides, (0, 1), value=1.0)) + _shifted(middles)
+
+
+def _shifted(middles: torch.Tensor) -> torch.Tensor:
+    return F.pad(middles[:, :, None], (2, 0, 0, 1))
+
+
+def warp(
+    images: torch.Tensor, matrices: torch.Tensor, fill: float = 0.0, size: tuple[int, int] | None = None
+) -> torch.Tensor:
+    """Resamples bilinearly.
+
+    Args:
+        matrices: [n, 3, 3], from output to input.
+        fill: what lies outside the input.
+        size: (height, width) of the output; None: the input's.
+    """
+    height, width = size or (images.shape[-2], images.shape[-1])
     ys = (torch.arange(height, device=images.device) * 2 + 1) / height - 1
     xs = (torch.arange(width, device=images.device) * 2 + 1) / width - 1
     grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), -1)
     points = torch.cat([grid, torch.ones_like(grid[..., :1])], -1).reshape(-1, 3) @ matrices.mT.to(grid)
-    points = (points[..., :2] / points[..., 2:].clamp(min=1e-3)).view(n, height, width, 2)
+    points = (points[..., :2] / points[..., 2:].clamp(min=1e-3)).view(len(images), height, width, 2)
     return F.grid_sample(images - fill, points.to(images.dtype), align_corners=False) + fill
 
 

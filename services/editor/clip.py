@@ -40,6 +40,13 @@ class Clip:
         top, left = (size[0] - self.side) // 2, (size[1] - self.side) // 2
         return resized[..., top : top + self.side, left : left + self.side]
 
+    def stretch(self, images: torch.Tensor) -> torch.Tensor:
+        """The whole image to CLIP's square, whatever its aspect."""
+        if images.shape[-2:] == (self.side, self.side):
+            return images
+        size = (self.side, self.side)
+        return F.interpolate(images, size=size, mode="bicubic", antialias=True, align_corners=False)
+
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:
         """Unit embeddings [n, d], differentiable."""
         features: torch.Tensor = self.model.encode_image(self.normalise(self.resize(images)))

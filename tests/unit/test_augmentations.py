@@ -64,3 +64,16 @@ def test_hue_turns_the_colour_circle_and_keeps_grey() -> None:
     assert torch.allclose(
         augment.greyscale(torch.eye(3).view(1, 3, 3, 1))[0, 0, :, 0], torch.tensor(augment.LUMA)
     )
+
+
+def test_crops_are_boxes_within_the_image() -> None:
+    matrices = augment.crop(generator(), 300, 0.6, 0.9)
+    corners = torch.tensor([[-1.0, -1, 1], [1, 1, 1]]) @ matrices.mT
+    assert corners[..., :2].abs().max() <= 1.0001
+    assert corners[..., :2].abs().max() > 0.95
+    sides = (corners[:, 1, :2] - corners[:, 0, :2]) / 2
+    assert 0.6 <= sides.min() < 0.62
+    assert 0.88 < sides.max() <= 0.9
+    half = torch.diag(torch.tensor([0.5, 0.5, 1.0]))[None]
+    image = torch.rand(1, 3, 8, 8, generator=generator())
+    assert torch.allclose(augment.warp(image, half, size=(4, 4)), image[..., 2:6, 2:6], atol=1e-6)
