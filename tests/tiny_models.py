@@ -10,6 +10,9 @@ import open_clip  # isort: skip
 import torch
 from diffusers import VQModel
 
+from sfumato.common.identity import IdentityNetwork
+from sfumato.common.stylegan2 import StyleGAN2
+
 SIDE, CONTEXT, VOCABULARY = 32, 16, 128
 
 
@@ -48,6 +51,21 @@ def tiny_vqgan() -> Any:
     return model.eval().requires_grad_(False)
 
 
+def tiny_stylegan2() -> StyleGAN2:
+    """Of 16 pixels, six layers in W+; its images stay within [-1, 1], as a trained one's do."""
+    torch.manual_seed(3)
+    model = StyleGAN2(16, [12, 8, 6], d=10, num_mapping_layers=2).eval().requires_grad_(False)
+    for layer in (model.to_rgb1, *model.to_rgbs):
+        layer.conv.weight.mul_(0.1)
+    return model
+
+
+def tiny_identity() -> IdentityNetwork:
+    """Of 16 pixels."""
+    torch.manual_seed(4)
+    return IdentityNetwork(16, (4, 8), 6).eval().requires_grad_(False)
+
+
 class TinyModels:
     """What sfumato.editor.method.Models promises, on the CPU."""
 
@@ -58,7 +76,12 @@ class TinyModels:
         self.clip = tiny_clip()
         self.tokenizer = tiny_tokenizer
         self.vqgan = tiny_vqgan()
+        self.identity, self.generators = tiny_identity(), {"faces": tiny_stylegan2()}
         self.cache: dict[str, dict[str, torch.Tensor]] = {}
+
+    def stylegan2(self, name: str) -> StyleGAN2:
+        """By its folder's name."""
+        return self.generators[name]
 
     def cached(self, name: str, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Computed once, then remembered."""

@@ -75,6 +75,13 @@ class Models(Protocol):
     def vqgan(self) -> Any:
         """diffusers VQModel of vqgan/."""
 
+    @property
+    def identity(self) -> Any:
+        """IdentityNetwork of identity/."""
+
+    def stylegan2(self, name: str) -> Any:
+        """StyleGAN2 of stylegan2/NAME/."""
+
     def cached(self, name: str, compute: Callable[[], Tensors]) -> Tensors:
         """What is computed once for a family and kept, such as channel relevance."""
 

@@ -29,51 +29,37 @@ from sfumato.editor.method import Inputs, Method, Models, Progress, Tensors, cho
 from sfumato.editor.optimised import Optimised, iterate
 from sfumato.editor.pixels import fitted, to_image, to_tensor, working_size
 from sfumato.editor.skip_unet import SkipUNet, num_scales_of
+from sfumato.editor.templates import PHRASES, SCREENS
 from sfumato.editor.views import clip_views, training_view
 
 GREEN = (0.0, 177 / 255, 64 / 255)
 L1, L0 = 0.01, 0.01
 WHOLE_IMAGE_EVERY = 75
-# By the words that the family's CLIP knows: of an image, and of a screen.
-TEMPLATES = {
-    "photo": (
-        (
-            "photo of {}.", "high quality photo of {}.", "a photo of {}.", "the photo of {}.",
-            "image of {}.", "an image of {}.", "high quality image of {}.", "the {}.", "{}.",
-        ),
-        ("{} over a green screen.", "{} in front of a green screen."),
-    ),
-    "emoji": (
-        ("{}", "a picture of {}"),
-        ("{} on a green background", "a picture of {} on a green background"),
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Options:
     """Defaults: omerbt/Text2LIVE, image."""
 
-    target: str = text(required=True)  # the whole image after the edit
-    layer: str = text()  # what the edit layer shows, alone; empty: the target
-    source: str = text()  # the image as it is; empty: no directional term
-    region: str = text()  # where to edit; empty: no bootstrapping
+    prompt: str = text(required=True)  # what the result shows
+    screen_prompt: str = text()  # what the edit layer shows, alone; empty: the prompt
+    source_prompt: str = text()  # what the image shows; empty: no directional term
+    region_prompt: str = text()  # what is to be changed; empty: no bootstrapping
     seed: int = whole(0, 0, 2**63 - 1)
-    num_iterations: int = whole(1000, 1, 20_000)
-    learning_rate: float = real(0.0025, 1e-6, 1.0)  # MADGRAD
+    num_iterations: int = whole(1000, 1, 10_000)
+    learning_rate: float = real(0.0025, 0.0, 10.0)  # MADGRAD
     rate_decay: float = real(0.99, 0.5, 1.0)  # factor per iteration, down to 1e-5
-    size: int = whole(0, 0, 1024)  # longest side, pixels; 0: the image's, at most 512
     channels: int = whole(128, 8, 256)
     num_scales: int = whole(7, 1, 7)  # fewer where the image is too small for them
-    num_views: int = whole(16, 1, 128)
+    num_views: int = whole(16, 1, 256)
     templates: str = choice("photo", "emoji")  # the phrases that the family's CLIP knows
-    distance: str = choice("spherical", "cosine")
-    composition_weight: float = real(1.0, 0.0, 1e4)
-    screen_weight: float = real(1.0, 0.0, 1e4)
-    structure_weight: float = real(2.0, 0.0, 1e4)
-    sparsity_weight: float = real(6.0, 0.0, 1e4)
-    bootstrap_weight: float = real(10.0, 0.0, 1e4)
-    bootstrap_iterations: int = whole(500, 1, 20_000)  # over which the weight falls to 0
+    loss: str = choice("spherical", "cosine")
+    lambda_composition: float = real(1.0, 0.0, 1e3)
+    lambda_screen: float = real(1.0, 0.0, 1e3)
+    lambda_structure: float = real(2.0, 0.0, 1e3)
+    lambda_sparsity: float = real(6.0, 0.0, 1e3)
+    lambda_bootstrap: float = real(10.0, 0.0, 1e3)  # falls linearly to 0
+    num_bootstrap_iterations: int = whole(0, 0, 10_000)  # 0: all
 
 
 class State(Optimised):
@@ -84,11 +70,11 @@ class State(Optimised):
         generator = generator_of(options.seed, image.device)
         super().__init__(options.num_iterations, dict(network.named_parameters()), optimizer, generator)
         self.options, self.network, self.clip, self.image = options, network, clip, image
-        phrases, screens = TEMPLATES[options.templates]
-        self.target = _in_templates(clip, options.target, phrases)
-        self.layer = _in_templates(clip, options.layer or options.target, screens)
-        self.source = _in_templates(clip, options.source, phrases) if options.source else None
-        self.region = clip.embed_template(options.region, phrases) if options.region else None
+        phrases, screens = PHRASES[options.templates], SCREENS[options.templates]
+        self.target = _in_templates(clip, options.prompt, phrases)
+        self.layer = _in_templates(clip, options.screen_prompt or options.prompt, screens)
+        self.source = _in_templates(clip, options.source_prompt, phrases) if options.source_prompt else None
+        self.region = clip.embed_template(options.region_prompt, phrases) if options.region_prompt else None
 
     @torch.no_grad()
     def edit_layer(self) -> torch.Tensor:
@@ -128,18 +114,27 @@ def structure_loss(clip: Clip, edited: torch.Tensor, image: torch.Tensor) -> tor
     return F.mse_loss(similarity[0], similarity[1].detach())
 
 
-def start(options: Options, inputs: Inputs, models: Models) -> State:
+def check(options: Options, inputs: Inputs) -> None:
     """
     Raises:
-        InvalidArgument: no image or target, an image of less than 8 pixels, or a CLIP without a plain ViT.
+        InvalidArgument: no image or prompt.
     """
     if inputs.image is None:
         raise InvalidArgument("image", "given", "nothing", "Text2LIVE edits an image.")
-    if not options.target.strip():
-        raise InvalidArgument("target", "a text", "empty")
+    if not options.prompt.strip():
+        raise InvalidArgument("prompt", "a text", "empty")
+
+
+def start(options: Options, inputs: Inputs, models: Models) -> State:
+    """
+    Raises:
+        InvalidArgument: as `check`, an image of less than 8 pixels, or a CLIP without a plain ViT.
+    """
+    check(options, inputs)
+    assert inputs.image is not None
     clip = Clip(models.clip, models.tokenizer, models.device)
     check_vit(clip.model.visual)
-    width, height = working_size(inputs.image, options.size, clip.side)
+    width, height = working_size(inputs.image, 0, 0, clip.side)
     image = to_tensor(fitted(inputs.image, (width, height)), models.device)
     # The smallest view is 0.8 of the image.
     scales = num_scales_of(int(0.8 * height), int(0.8 * width), options.num_scales)
@@ -151,22 +146,22 @@ def start(options: Options, inputs: Inputs, models: Models) -> State:
 def losses(state: State, x: torch.Tensor, layer: torch.Tensor) -> dict[str, torch.Tensor]:
     """The weighted terms; those of weight 0 are not computed."""
     options, clip, alpha = state.options, state.clip, layer[:, 3:]
-    edited, terms = composite(layer, x), {"sparsity": options.sparsity_weight * sparsity(alpha)}
-    if options.composition_weight:
+    edited, terms = composite(layer, x), {"sparsity": options.lambda_sparsity * sparsity(alpha)}
+    if options.lambda_composition:
         terms |= composition_losses(state, x, edited)
-    if options.screen_weight:
+    if options.lambda_screen:
         green = torch.tensor(GREEN, device=x.device).view(1, 3, 1, 1)
         views = clip_views(composite(layer, green), options.num_views, clip.side, state.generator)
         wanted = subset_mean(state.layer, state.generator)
-        distance = DISTANCES[options.distance](clip.embed_images(views), wanted).mean()
-        terms["screen"] = options.screen_weight * distance
-    if options.structure_weight:
-        terms["structure"] = options.structure_weight * structure_loss(clip, edited, x)
-    left = 1 - state.iteration / options.bootstrap_iterations
-    if state.region is not None and options.bootstrap_weight and left > 0:
+        distance = DISTANCES[options.loss](clip.embed_images(views), wanted).mean()
+        terms["screen"] = options.lambda_screen * distance
+    if options.lambda_structure:
+        terms["structure"] = options.lambda_structure * structure_loss(clip, edited, x)
+    left = 1 - state.iteration / (options.num_bootstrap_iterations or options.num_iterations)
+    if state.region is not None and options.lambda_bootstrap and left > 0:
         seen = relevancy(clip.model.visual, clip.normalise(clip.stretch(x)), state.region)
         wanted = F.interpolate(seen, size=x.shape[-2:], mode="bilinear", align_corners=False)
-        terms["bootstrap"] = options.bootstrap_weight * left * F.mse_loss(alpha, wanted)
+        terms["bootstrap"] = options.lambda_bootstrap * left * F.mse_loss(alpha, wanted)
     return terms
 
 
@@ -176,15 +171,15 @@ def composition_losses(state: State, x: torch.Tensor, edited: torch.Tensor) -> d
     seed = int(torch.randint(2**62, (), generator=state.generator, device=x.device))
     views = clip_views(edited, options.num_views, clip.side, generator_of(seed, x.device))
     embeds, target = clip.embed_images(views), subset_mean(state.target, state.generator)
-    distance = DISTANCES[options.distance](embeds, target).mean()
-    terms = {"composition": options.composition_weight * distance}
+    distance = DISTANCES[options.loss](embeds, target).mean()
+    terms = {"composition": options.lambda_composition * distance}
     if state.source is not None:
         with torch.no_grad():
             before = clip_views(x, options.num_views, clip.side, generator_of(seed, x.device))
             change = target - subset_mean(state.source, state.generator)
             embeds_before = clip.embed_images(before)
         direction = directional_loss(embeds - embeds_before, change).mean()
-        terms["direction"] = options.composition_weight * direction
+        terms["direction"] = options.lambda_composition * direction
     return terms
 
 

@@ -50,15 +50,16 @@ class Options:
     image_prompts: tuple[ImagePrompt, ...] = ()
     noise_prompts: int = whole(0, 0, 8)  # random unit embeddings, weight 1
     seed: int = whole(0, 0, 2**63 - 1)
-    num_iterations: int = whole(500, 1, 20_000)
-    learning_rate: float = real(0.1, 1e-6, 10.0)  # Adam
-    size: int = whole(0, 0, 1024)  # longest side, pixels; 0: the image's, at most 512, or the VQGAN's own
-    start: str = choice("codes", "gradient", "noise")  # where a generation without an image begins
-    init_weight: float = real(0.0, 0.0, 1e4)
+    num_iterations: int = whole(500, 1, 10_000)
+    learning_rate: float = real(0.1, 0.0, 10.0)  # Adam
+    width: int = whole(0, 16, 1024)  # pixels; 0: the image's, at most 512, or the VQGAN's own
+    height: int = whole(0, 16, 1024)
+    init: str = choice("auto", "codebook", "image", "gradient", "noise")  # auto: image, where there is one
+    init_weight: float = real(0.0, 0.0, 100.0)
     num_cutouts: int = whole(32, 1, 256)
     cutouts: str = choice("pooled", "cropped")
     cutout_power: float = real(1.0, 0.1, 10.0)
-    distance: str = choice("spherical", "cosine")
+    loss: str = choice("spherical", "cosine")
 
 
 def quantise(z: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
@@ -97,22 +98,32 @@ class State(Optimised):
         return {"image": self.preview()}
 
 
-def start(options: Options, inputs: Inputs, models: Models) -> State:
+def check(options: Options, inputs: Inputs) -> None:
     """
     Raises:
-        InvalidArgument: there is nothing to aim at, or the image is of less than 8 pixels.
+        InvalidArgument: there is nothing to aim at, or no image to start at.
     """
     if not (options.prompts or options.image_prompts or options.noise_prompts):
         raise InvalidArgument("prompts", "given, or image prompts or noise prompts", "empty")
+    if options.init == "image" and inputs.image is None:
+        raise InvalidArgument("image", "given, to start at it", "nothing")
+
+
+def start(options: Options, inputs: Inputs, models: Models) -> State:
+    """
+    Raises:
+        InvalidArgument: as `check`, or the image is of less than 8 pixels.
+    """
+    check(options, inputs)
     clip = Clip(models.clip, models.tokenizer, models.device)
     generator = generator_of(options.seed, models.device)
     factor = 2 ** (len(models.vqgan.config.block_out_channels) - 1)
-    size = working_size(inputs.image, options.size, models.vqgan.config.sample_size, factor)
-    if inputs.image is not None:
-        pixels = to_tensor(fitted(inputs.image, size), models.device)
-        z = encode(models.vqgan, pixels)
+    own = models.vqgan.config.sample_size
+    size = working_size(inputs.image, options.width, options.height, own, factor)
+    if inputs.image is not None and options.init in ("auto", "image"):
+        z = encode(models.vqgan, to_tensor(fitted(inputs.image, size), models.device))
     else:
-        z = first_latents(options.start, models.vqgan, size, factor, generator)
+        z = first_latents(options.init, models.vqgan, size, factor, generator)
     state = State(options, models.vqgan, clip, z, generator)
     dimensions = clip.embed_texts([""]).shape[1]
     noise = torch.randn(options.noise_prompts, dimensions, generator=generator, device=models.device)
@@ -135,7 +146,7 @@ def first_latents(
     """Random codebook entries, or the latents of a gradient between random colours, or of noise."""
     width, height = size
     device = generator.device
-    if kind == "codes":
+    if kind in ("auto", "codebook"):
         codebook = vqgan.quantize.embedding.weight
         grid = (1, height // factor, width // factor)
         indices = torch.randint(len(codebook), grid, generator=generator, device=device)
@@ -153,7 +164,7 @@ def losses(state: State, image: torch.Tensor) -> dict[str, torch.Tensor]:
     views = make_cutouts(
         image, options.cutouts, options.num_cutouts, state.clip.side, options.cutout_power, state.generator
     )
-    terms = {"clip": prompt_loss(state.clip.embed_images(views), state.targets, options.distance)}
+    terms = {"clip": prompt_loss(state.clip.embed_images(views), state.targets, options.loss)}
     if options.init_weight:
         terms["init"] = options.init_weight * F.mse_loss(state.z, state.z0) / 2
     return terms

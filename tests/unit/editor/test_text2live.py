@@ -74,8 +74,9 @@ def test_bootstrapping_draws_the_opacity_to_the_region_and_fades(
     # Always the whole image: to a random CLIP a view's relevancy has little to do with the image's.
     monkeypatch.setattr(text2live, "WHOLE_IMAGE_EVERY", 1)
     options = Options(
-        target="a fire", region="a cat", num_iterations=30, bootstrap_iterations=25, composition_weight=0,
-        screen_weight=0, structure_weight=0, sparsity_weight=0, learning_rate=0.02, **SMALL,
+        prompt="a fire", region_prompt="a cat", num_iterations=30, num_bootstrap_iterations=25,
+        lambda_composition=0, lambda_screen=0, lambda_structure=0, lambda_sparsity=0, learning_rate=0.02,
+        **SMALL,
     )  # fmt: skip
     state = start(options, Inputs(picture()), models)
     clip, image = state.clip, state.image
@@ -90,8 +91,8 @@ def test_bootstrapping_draws_the_opacity_to_the_region_and_fades(
 
 def test_sparsity_makes_the_layer_clear(models: TinyModels) -> None:
     options = Options(
-        target="a fire", num_iterations=12, sparsity_weight=1000.0, composition_weight=0, screen_weight=0,
-        structure_weight=0, learning_rate=0.02, **SMALL,
+        prompt="a fire", num_iterations=12, lambda_sparsity=1000.0, lambda_composition=0, lambda_screen=0,
+        lambda_structure=0, learning_rate=0.02, **SMALL,
     )  # fmt: skip
     state = start(options, Inputs(picture()), models)
     before = state.edit_layer()[:, 3].mean()
@@ -100,18 +101,18 @@ def test_sparsity_makes_the_layer_clear(models: TinyModels) -> None:
 
 def test_terms_follow_the_texts_and_weights(models: TinyModels) -> None:
     def terms(**more: object) -> set[str]:
-        options = Options(target="a fire", num_iterations=1, **SMALL, **more)  # type: ignore[arg-type]
+        options = Options(prompt="a fire", num_iterations=1, **SMALL, **more)  # type: ignore[arg-type]
         return set(next(METHOD.run(start(options, Inputs(picture()), models))).losses)
 
     common = {"composition", "sparsity", "structure", "screen", "total"}
     assert terms() == common
-    assert terms(source="a cat", region="a cat") == common | {"direction", "bootstrap"}
-    assert terms(screen_weight=0.0, structure_weight=0.0) == {"composition", "sparsity", "total"}
+    assert terms(source_prompt="a cat", region_prompt="a cat") == common | {"direction", "bootstrap"}
+    assert terms(lambda_screen=0.0, lambda_structure=0.0) == {"composition", "sparsity", "total"}
 
 
 def test_it_gives_the_composite_and_the_layer(models: TinyModels) -> None:
     state = finish(
-        METHOD, start(Options(target="a fire", num_iterations=2, **SMALL), Inputs(picture()), models)
+        METHOD, start(Options(prompt="a fire", num_iterations=2, **SMALL), Inputs(picture()), models)
     )
     result = state.result()
     assert result["edit_layer"].mode == "RGBA"
@@ -121,12 +122,14 @@ def test_it_gives_the_composite_and_the_layer(models: TinyModels) -> None:
 
 
 def test_it_resumes_bit_for_bit(models: TinyModels) -> None:
-    options = Options(target="a fire", source="a cat", region="a cat", num_iterations=4, seed=2, **SMALL)
+    options = Options(
+        prompt="a fire", source_prompt="a cat", region_prompt="a cat", num_iterations=4, seed=2, **SMALL
+    )
     assert_resumes_bit_for_bit(METHOD, options, Inputs(picture()), models)
 
 
 def test_it_refuses_an_empty_target_and_no_image(models: TinyModels) -> None:
-    with pytest.raises(InvalidArgument, match="target"):
-        start(Options(target=" "), Inputs(picture()), models)
+    with pytest.raises(InvalidArgument, match="prompt"):
+        start(Options(prompt=" "), Inputs(picture()), models)
     with pytest.raises(InvalidArgument, match="image must be given"):
-        start(Options(target="a"), Inputs(), models)
+        start(Options(prompt="a"), Inputs(), models)
