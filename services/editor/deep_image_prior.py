@@ -5,7 +5,7 @@ learns the picture long before it learns the noise, so stopping early denoises (
 the known pixels alone inpaints (section 3.3). With prompts, CLIP's loss on cutouts joins in; without an
 image it is all there is, and the network paints.
 
-    min over theta of  image_weight |m (f_theta(z + n) - x)|^2 + sum_i weight_i D(CLIP(views), t_i)
+    min over theta of  reconstruction_weight |m (f_theta(z + n) - x)|^2 + sum_i weight_i D(CLIP(views), t_i)
 
 Image, mask and output: the image's size, limited to the option; pixels in [0, 1].
 """
@@ -39,8 +39,6 @@ from sfumato.editor.pixels import fitted, to_image, to_tensor, working_size
 from sfumato.editor.skip_unet import SkipUNet, num_scales_of
 
 INPUT_CHANNELS, INPUT_RANGE = 32, 0.1  # z ~ U(0, 0.1)
-# Denoising stops before the noise is learnt; with CLIP as VQGAN-CLIP.
-NUM_ITERATIONS = {"denoise": 1800, "inpaint": 6000, "clip": 500}
 
 
 @dataclass(frozen=True)
@@ -49,37 +47,30 @@ class Options:
 
     prompts: tuple[Prompt, ...] = prompts()
     seed: int = whole(0, 0, 2**63 - 1)
-    task: str = choice("auto", "clip", "denoise", "inpaint")  # auto: clip with a prompt, inpaint with a mask
-    num_iterations: int = whole(0, 1, 10_000)  # 0: NUM_ITERATIONS of the task
-    learning_rate: float = real(0.01, 0.0, 10.0)  # Adam
-    width: int = whole(0, 16, 1024)  # pixels; 0: the image's, at most 512, or CLIP's
-    height: int = whole(0, 16, 1024)
+    num_iterations: int = whole(1800, 1, 20_000)  # denoising 1800 to 3000, inpainting up to 6000
+    learning_rate: float = real(0.01, 1e-6, 1.0)  # Adam
+    size: int = whole(0, 0, 1024)  # longest side, pixels; 0: the image's, at most 512, or CLIP's
     channels: int = whole(128, 8, 256)
     num_scales: int = whole(5, 1, 7)  # fewer where the image is too small for them
     input_noise: float = real(1 / 30, 0.0, 1.0)  # standard deviation of n, anew each iteration
     average_decay: float = real(0.99, 0.0, 0.9999)  # of the exponential average of outputs, the result
-    image_weight: float = real(1.0, 0.0, 100.0)
+    reconstruction_weight: float = real(1.0, 0.0, 1e4)
     num_cutouts: int = whole(32, 1, 256)
     cutouts: str = choice("pooled", "cropped")
     cutout_power: float = real(1.0, 0.1, 10.0)
-    loss: str = choice("spherical", "cosine")
+    distance: str = choice("spherical", "cosine")
 
 
 class State(Optimised):
     """theta, Adam's moments, and the average of the outputs."""
 
     def __init__(
-        self,
-        options: Options,
-        num_iterations: int,
-        network: SkipUNet,
-        generator: torch.Generator,
-        z: torch.Tensor,
+        self, options: Options, network: SkipUNet, generator: torch.Generator, z: torch.Tensor
     ) -> None:
         trained: Tensors = dict(network.named_parameters())
         optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
         average = torch.zeros(1, 3, *z.shape[-2:], device=z.device)
-        super().__init__(num_iterations, trained, optimizer, generator, {"average": average})
+        super().__init__(options.num_iterations, trained, optimizer, generator, {"average": average})
         self.options, self.network, self.z = options, network, z
         self.clip: Clip | None = None
         self.targets: Targets | None = None
@@ -100,51 +91,36 @@ class State(Optimised):
         return {"image": self.preview()}
 
 
-def task_of(options: Options, inputs: Inputs) -> str:
-    """What "auto" means: "clip" with a prompt, else "inpaint" with a mask, else "denoise"."""
-    if options.task != "auto":
-        return options.task
-    return "clip" if options.prompts else "inpaint" if inputs.mask is not None else "denoise"
-
-
 def check(options: Options, inputs: Inputs) -> None:
     """
     Raises:
-        InvalidArgument: the task lacks its prompt, image or mask.
+        InvalidArgument: neither image nor prompts.
     """
-    task = task_of(options, inputs)
     if inputs.image is None and not options.prompts:
         raise InvalidArgument("prompts", "given where there is no image", "empty")
-    if task == "clip" and not options.prompts:
-        raise InvalidArgument("prompts", "given, for CLIP", "empty")
-    if task != "clip" and inputs.image is None:
-        raise InvalidArgument("image", f"given, to {task}", "nothing")
-    if task == "inpaint" and inputs.mask is None:
-        raise InvalidArgument("mask", "given, to inpaint", "nothing")
 
 
 def start(options: Options, inputs: Inputs, models: Models) -> State:
     """
     Raises:
-        InvalidArgument: as `check`, or the image is of less than 8 pixels.
+        InvalidArgument: neither image nor prompts, or an image of less than 8 pixels.
     """
     check(options, inputs)
-    task = task_of(options, inputs)
     generator = generator_of(options.seed, models.device)
-    clip = Clip(models.clip, models.tokenizer, models.device) if task == "clip" else None
-    size = working_size(inputs.image, options.width, options.height, clip.side if clip else 0)
-    scales = num_scales_of(*size, options.num_scales)
+    clip = Clip(models.clip, models.tokenizer, models.device) if options.prompts else None
+    width, height = working_size(inputs.image, options.size, clip.side if clip else 0)
+    scales = num_scales_of(height, width, options.num_scales)
     network = SkipUNet(INPUT_CHANNELS, 3, options.channels, num_scales=scales)
     initialise(network, generator_of(options.seed))
-    z = uniform(generator, 0, INPUT_RANGE, 1, INPUT_CHANNELS, size[1], size[0])
-    num_iterations = options.num_iterations or NUM_ITERATIONS[task]
-    state = State(options, num_iterations, network.to(models.device), generator, z)
+    z = uniform(generator, 0, INPUT_RANGE, 1, INPUT_CHANNELS, height, width)
+    state = State(options, network.to(models.device), generator, z)
+    state.clip = clip
     if clip:
-        state.clip, state.targets = clip, clip.targets(options.prompts)
+        state.targets = clip.targets(options.prompts)
     if inputs.image is not None:
-        state.image = to_tensor(fitted(inputs.image, size), models.device)
-    if inputs.mask is not None and task != "denoise":
-        mask = inputs.mask.convert("L").resize(size, Image.Resampling.NEAREST)
+        state.image = to_tensor(fitted(inputs.image, (width, height)), models.device)
+    if inputs.mask is not None and inputs.image is not None:
+        mask = inputs.mask.convert("L").resize((width, height), Image.Resampling.NEAREST)
         state.known = (to_tensor(mask, models.device) < 0.5).float()
     return state
 
@@ -155,7 +131,7 @@ def losses(state: State, output: torch.Tensor) -> dict[str, torch.Tensor]:
     if state.image is not None:
         error = (output - state.image).square()
         error = error if state.known is None else error * state.known
-        terms["reconstruction"] = options.image_weight * error.mean()
+        terms["reconstruction"] = options.reconstruction_weight * error.mean()
     if state.clip and state.targets:
         views = make_cutouts(
             output,
@@ -165,7 +141,7 @@ def losses(state: State, output: torch.Tensor) -> dict[str, torch.Tensor]:
             options.cutout_power,
             state.generator,
         )
-        terms["clip"] = prompt_loss(state.clip.embed_images(views), state.targets, options.loss)
+        terms["clip"] = prompt_loss(state.clip.embed_images(views), state.targets, options.distance)
     return terms
 
 

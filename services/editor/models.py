@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 
+from sfumato.common.errors import InvalidArgument
 from sfumato.common.family import family_name, part_of
+from sfumato.common.identity import load_identity
+from sfumato.common.stylegan2 import StyleGAN2, load_stylegan2
 from sfumato.editor.artifacts import ArtifactStore
 from sfumato.editor.method import Tensors
 
@@ -17,6 +20,7 @@ class FamilyModels:
 
     def __init__(self, family: Path, device: torch.device, store: ArtifactStore) -> None:
         self.family, self.device, self._store = family, device, store
+        self._generators: dict[str, StyleGAN2] = {}
 
     @cached_property
     def clip(self) -> Any:
@@ -41,6 +45,21 @@ class FamilyModels:
 
         model: Any = VQModel.from_pretrained(part_of(self.family, "vqgan"), use_safetensors=True)
         return self._frozen(model)
+
+    @cached_property
+    def identity(self) -> Any:
+        """IdentityNetwork of identity/."""
+        return load_identity(part_of(self.family, "identity")).to(self.device)
+
+    def stylegan2(self, name: str) -> Any:
+        """StyleGAN2 of stylegan2/NAME/."""
+        if name not in self._generators:
+            folder = part_of(self.family, "stylegan2") / name
+            known = sorted(path.name for path in folder.parent.iterdir() if path.is_dir())
+            if name not in known:
+                raise InvalidArgument("generator", f"one of {', '.join(known)}", name)
+            self._generators[name] = load_stylegan2(folder).to(self.device)
+        return self._generators[name]
 
     def cached(self, name: str, compute: Callable[[], Tensors]) -> Tensors:
         """What is computed once for a family and kept in the artifact store."""

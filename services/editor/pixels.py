@@ -23,14 +23,13 @@ def to_image(pixels: torch.Tensor) -> Image.Image:
 
 
 def working_size(
-    image: Image.Image | None, width: int, height: int, own: int, multiple: int = 1, most: int = 512
+    image: Image.Image | None, size: int, own: int, multiple: int = 1, most: int = 512
 ) -> tuple[int, int]:
-    """(width, height) that a method works on, and of its result.
+    """(width, height) that a method works on.
 
     Args:
-        image: what is edited, or None.
-        width, height: asked for; 0: the image's, shrunk to at most `most` on the longer side, or without an
-            image `own`.
+        image: what is edited; None: generation, a square.
+        size: longest side that was asked for; 0: the image's, at most `most`; without an image `own`.
         own: side that the model was made for.
         multiple: both sides become whole multiples of it, at least one.
 
@@ -38,13 +37,16 @@ def working_size(
         InvalidArgument: the image, or what is left of it at that size, has a side of less than 8 pixels.
     """
     given = (own, own) if image is None else image.size
-    factor = min(1.0, most / max(given))
-    asked = width or given[0] * factor, height or given[1] * factor
-    if min(*given, *asked) < MIN_SIDE:
-        shape = f"{given[0]}x{given[1]}, worked on at {round(asked[0])}x{round(asked[1])}"
+    if size and image is None:
+        given = (size, size)
+    factor = min(1.0, (size or most) / max(given))
+    if min(given) * factor < MIN_SIDE:
+        shape = f"{given[0]}x{given[1]}" + (
+            f", shrunk to {size or most} on the longer side" if factor < 1 else ""
+        )
         raise InvalidArgument("image", f"at least {MIN_SIDE} pixels a side", shape)
-    rounded = tuple(max(1, round(side / multiple)) * multiple for side in asked)
-    return rounded[0], rounded[1]
+    width, height = (max(1, round(side * factor / multiple)) * multiple for side in given)
+    return width, height
 
 
 def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -4,10 +4,27 @@ from pathlib import Path
 
 from sfumato.common.errors import NotFound, Unimplemented
 from sfumato.common.family import family_name
-from sfumato.editor import deep_image_prior
+from sfumato.editor import (
+    deep_image_prior,
+    styleclip_direction,
+    styleclip_mapper,
+    styleclip_mapper_use,
+    styleclip_optimization,
+    text2live,
+    vqgan_clip,
+)
 from sfumato.editor.method import Method
 
-METHODS: dict[str, Method] = {method.name: method for method in (deep_image_prior.METHOD,)}
+_MODULES = (
+    vqgan_clip,
+    deep_image_prior,
+    text2live,
+    styleclip_optimization,
+    styleclip_mapper,
+    styleclip_mapper_use,
+    styleclip_direction,
+)
+METHODS: dict[str, Method] = {module.METHOD.name: module.METHOD for module in _MODULES}
 
 
 def offered(family: Path) -> list[Method]:

@@ -3,7 +3,6 @@
 w_edited = w + strength * 0.1 M(w)
 """
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import torch
 
 from sfumato.common.errors import InvalidArgument
 from sfumato.editor.inversion import LatentState
-from sfumato.editor.method import Inputs, Method, Models, Progress, real, whole
+from sfumato.editor.method import Inputs, Method, Models, Progress, operation, real, whole
 from sfumato.editor.optimised import iterate
 from sfumato.editor.styleclip_mapper import Mapper
 
@@ -20,7 +19,7 @@ from sfumato.editor.styleclip_mapper import Mapper
 class Options:
     """The generator is that of the training, by the names of the mapper's weights."""
 
-    mapper: str = dataclasses.field(default="", metadata={"artifact": "mapper", "required": True})
+    mapper: str = operation("mapper")
     seed: int = whole(0, 0, 2**63 - 1)
     strength: float = real(1.0, -10.0, 10.0)
     num_inversion_iterations: int = whole(1000, 1, 10_000)

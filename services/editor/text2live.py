@@ -35,6 +35,7 @@ from sfumato.editor.views import clip_views, training_view
 GREEN = (0.0, 177 / 255, 64 / 255)
 L1, L0 = 0.01, 0.01
 WHOLE_IMAGE_EVERY = 75
+RATE_DECAY, LEAST_RATE = 0.99, 1e-5  # factor per iteration, down to
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,11 @@ class Options:
     seed: int = whole(0, 0, 2**63 - 1)
     num_iterations: int = whole(1000, 1, 10_000)
     learning_rate: float = real(0.0025, 0.0, 10.0)  # MADGRAD
-    rate_decay: float = real(0.99, 0.5, 1.0)  # factor per iteration, down to 1e-5
     channels: int = whole(128, 8, 256)
     num_scales: int = whole(7, 1, 7)  # fewer where the image is too small for them
     num_views: int = whole(16, 1, 256)
     templates: str = choice("photo", "emoji")  # the phrases that the family's CLIP knows
-    loss: str = choice("spherical", "cosine")
+    distance: str = choice("spherical", "cosine")
     lambda_composition: float = real(1.0, 0.0, 1e3)
     lambda_screen: float = real(1.0, 0.0, 1e3)
     lambda_structure: float = real(2.0, 0.0, 1e3)
@@ -134,7 +134,7 @@ def start(options: Options, inputs: Inputs, models: Models) -> State:
     assert inputs.image is not None
     clip = Clip(models.clip, models.tokenizer, models.device)
     check_vit(clip.model.visual)
-    width, height = working_size(inputs.image, 0, 0, clip.side)
+    width, height = working_size(inputs.image, 0, clip.side)
     image = to_tensor(fitted(inputs.image, (width, height)), models.device)
     # The smallest view is 0.8 of the image.
     scales = num_scales_of(int(0.8 * height), int(0.8 * width), options.num_scales)
@@ -153,7 +153,7 @@ def losses(state: State, x: torch.Tensor, layer: torch.Tensor) -> dict[str, torc
         green = torch.tensor(GREEN, device=x.device).view(1, 3, 1, 1)
         views = clip_views(composite(layer, green), options.num_views, clip.side, state.generator)
         wanted = subset_mean(state.layer, state.generator)
-        distance = DISTANCES[options.loss](clip.embed_images(views), wanted).mean()
+        distance = DISTANCES[options.distance](clip.embed_images(views), wanted).mean()
         terms["screen"] = options.lambda_screen * distance
     if options.lambda_structure:
         terms["structure"] = options.lambda_structure * structure_loss(clip, edited, x)
@@ -171,7 +171,7 @@ def composition_losses(state: State, x: torch.Tensor, edited: torch.Tensor) -> d
     seed = int(torch.randint(2**62, (), generator=state.generator, device=x.device))
     views = clip_views(edited, options.num_views, clip.side, generator_of(seed, x.device))
     embeds, target = clip.embed_images(views), subset_mean(state.target, state.generator)
-    distance = DISTANCES[options.loss](embeds, target).mean()
+    distance = DISTANCES[options.distance](embeds, target).mean()
     terms = {"composition": options.lambda_composition * distance}
     if state.source is not None:
         with torch.no_grad():
@@ -192,7 +192,7 @@ def subset_mean(embeds: torch.Tensor, generator: torch.Generator) -> torch.Tenso
 def step(state: State) -> dict[str, float]:
     """One iteration of MADGRAD on a view of the image, every 75th on the whole."""
     options = state.options
-    state.set_rate(max(1e-5, options.learning_rate * options.rate_decay**state.iteration))
+    state.set_rate(max(LEAST_RATE, options.learning_rate * RATE_DECAY**state.iteration))
     x = state.image
     if state.iteration % WHOLE_IMAGE_EVERY:
         x = training_view(x, state.generator)
@@ -205,4 +205,4 @@ def run(state: State) -> Iterator[Progress]:
     return iterate(state, step)
 
 
-METHOD = Method("text2live", Options, ("clip",), True, start, run)
+METHOD = Method("text2live", Options, ("clip",), True, start, run, check)

@@ -50,16 +50,15 @@ class Options:
     image_prompts: tuple[ImagePrompt, ...] = ()
     noise_prompts: int = whole(0, 0, 8)  # random unit embeddings, weight 1
     seed: int = whole(0, 0, 2**63 - 1)
-    num_iterations: int = whole(500, 1, 10_000)
-    learning_rate: float = real(0.1, 0.0, 10.0)  # Adam
-    width: int = whole(0, 16, 1024)  # pixels; 0: the image's, at most 512, or the VQGAN's own
-    height: int = whole(0, 16, 1024)
-    init: str = choice("auto", "codebook", "image", "gradient", "noise")  # auto: image, where there is one
-    init_weight: float = real(0.0, 0.0, 100.0)
+    num_iterations: int = whole(500, 1, 20_000)
+    learning_rate: float = real(0.1, 1e-6, 10.0)  # Adam
+    size: int = whole(0, 0, 1024)  # longest side, pixels; 0: the image's, at most 512, or the VQGAN's own
+    start: str = choice("codes", "gradient", "noise")  # where a generation without an image begins
+    init_weight: float = real(0.0, 0.0, 1e4)
     num_cutouts: int = whole(32, 1, 256)
     cutouts: str = choice("pooled", "cropped")
     cutout_power: float = real(1.0, 0.1, 10.0)
-    loss: str = choice("spherical", "cosine")
+    distance: str = choice("spherical", "cosine")
 
 
 def quantise(z: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
@@ -101,12 +100,10 @@ class State(Optimised):
 def check(options: Options, inputs: Inputs) -> None:
     """
     Raises:
-        InvalidArgument: there is nothing to aim at, or no image to start at.
+        InvalidArgument: there is nothing to aim at.
     """
     if not (options.prompts or options.image_prompts or options.noise_prompts):
         raise InvalidArgument("prompts", "given, or image prompts or noise prompts", "empty")
-    if options.init == "image" and inputs.image is None:
-        raise InvalidArgument("image", "given, to start at it", "nothing")
 
 
 def start(options: Options, inputs: Inputs, models: Models) -> State:
@@ -118,12 +115,12 @@ def start(options: Options, inputs: Inputs, models: Models) -> State:
     clip = Clip(models.clip, models.tokenizer, models.device)
     generator = generator_of(options.seed, models.device)
     factor = 2 ** (len(models.vqgan.config.block_out_channels) - 1)
-    own = models.vqgan.config.sample_size
-    size = working_size(inputs.image, options.width, options.height, own, factor)
-    if inputs.image is not None and options.init in ("auto", "image"):
-        z = encode(models.vqgan, to_tensor(fitted(inputs.image, size), models.device))
+    size = working_size(inputs.image, options.size, models.vqgan.config.sample_size, factor)
+    if inputs.image is not None:
+        pixels = to_tensor(fitted(inputs.image, size), models.device)
+        z = encode(models.vqgan, pixels)
     else:
-        z = first_latents(options.init, models.vqgan, size, factor, generator)
+        z = first_latents(options.start, models.vqgan, size, factor, generator)
     state = State(options, models.vqgan, clip, z, generator)
     dimensions = clip.embed_texts([""]).shape[1]
     noise = torch.randn(options.noise_prompts, dimensions, generator=generator, device=models.device)
@@ -146,7 +143,7 @@ def first_latents(
     """Random codebook entries, or the latents of a gradient between random colours, or of noise."""
     width, height = size
     device = generator.device
-    if kind in ("auto", "codebook"):
+    if kind == "codes":
         codebook = vqgan.quantize.embedding.weight
         grid = (1, height // factor, width // factor)
         indices = torch.randint(len(codebook), grid, generator=generator, device=device)
@@ -164,7 +161,7 @@ def losses(state: State, image: torch.Tensor) -> dict[str, torch.Tensor]:
     views = make_cutouts(
         image, options.cutouts, options.num_cutouts, state.clip.side, options.cutout_power, state.generator
     )
-    terms = {"clip": prompt_loss(state.clip.embed_images(views), state.targets, options.loss)}
+    terms = {"clip": prompt_loss(state.clip.embed_images(views), state.targets, options.distance)}
     if options.init_weight:
         terms["init"] = options.init_weight * F.mse_loss(state.z, state.z0) / 2
     return terms
@@ -185,4 +182,4 @@ def run(state: State) -> Iterator[Progress]:
     return iterate(state, step)
 
 
-METHOD = Method("vqgan-clip", Options, ("clip", "vqgan"), False, start, run)
+METHOD = Method("vqgan-clip", Options, ("clip", "vqgan"), False, start, run, check)

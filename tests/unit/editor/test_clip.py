@@ -93,10 +93,10 @@ def test_pixels_survive_the_way_there_and_back() -> None:
 
 def test_the_working_size_follows_the_request_then_the_image_then_the_model() -> None:
     wide, small = Image.new("RGB", (2000, 1000)), Image.new("RGB", (50, 41))
-    assert working_size(None, 0, 0, own=64) == (64, 64)
-    assert working_size(None, 96, 50, own=64, multiple=8) == (96, 48)
-    assert working_size(wide, 0, 0, own=64, multiple=8) == (512, 256)
-    assert working_size(wide, 64, 32, own=64) == (64, 32)
-    assert working_size(small, 0, 0, own=64) == (50, 41)
-    assert working_size(small, 0, 0, own=64, multiple=8) == (48, 40)
+    assert working_size(None, 0, own=64) == (64, 64)
+    assert working_size(None, 96, own=64, multiple=8) == (96, 96)
+    assert working_size(wide, 0, own=64, multiple=8) == (512, 256)
+    assert working_size(wide, 64, own=64, multiple=8) == (64, 32)
+    assert working_size(small, 0, own=64) == (50, 41)
+    assert working_size(small, 0, own=64, multiple=8) == (48, 40)
     assert fitted(wide, (64, 32)).size == (64, 32)

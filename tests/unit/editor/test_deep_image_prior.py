@@ -72,8 +72,6 @@ def test_seeds_give_different_pictures(models: TinyModels) -> None:
 def test_it_refuses_nothing_to_do_and_tiny_images(models: TinyModels) -> None:
     with pytest.raises(InvalidArgument, match="prompts must be given"):
         start(Options(), Inputs(), models)
-    with pytest.raises(InvalidArgument, match="mask must be given"):
-        start(Options(task="inpaint"), Inputs(picture()), models)
     with pytest.raises(InvalidArgument, match="at least 8 pixels"):
         start(Options(), Inputs(Image.new("RGB", (1, 1))), models)
 
@@ -84,17 +82,3 @@ def test_a_loss_that_is_not_finite_names_the_cure(models: TinyModels) -> None:
         state.network.head.bias.fill_(float("nan"))
     with pytest.raises(InvalidArgument, match="learning_rate"):
         finish(METHOD, state)
-
-
-def test_the_task_decides_how_long(models: TinyModels) -> None:
-    mask = Image.new("L", (32, 32))
-    prompted = Options(prompts=(Prompt("a cat"),), **SMALL)
-    lengths = [
-        start(options, inputs, models).num_iterations
-        for options, inputs in (
-            (Options(**SMALL), Inputs(picture())),
-            (Options(**SMALL), Inputs(picture(), mask)),
-            (prompted, Inputs(picture())),
-        )
-    ]
-    assert lengths == [1800, 6000, 500]

@@ -66,9 +66,9 @@ def test_the_init_loss_is_the_equations(models: TinyModels) -> None:
     assert step(state)["init"] == pytest.approx(float(expected), rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["codebook", "gradient", "noise"])
+@pytest.mark.parametrize("kind", ["codes", "gradient", "noise"])
 def test_every_start_is_seeded(models: TinyModels, kind: str) -> None:
-    options = [Options(prompts=CAT, init=kind, seed=seed) for seed in (1, 1, 2)]
+    options = [Options(prompts=CAT, start=kind, seed=seed) for seed in (1, 1, 2)]
     one, same, other = (start(option, Inputs(), models).preview().tobytes() for option in options)
     assert one == same != other
 
@@ -86,7 +86,5 @@ def test_images_and_noise_are_prompts_too(models: TinyModels) -> None:
 
 @pytest.mark.parametrize("cutouts", ["pooled", "cropped"])
 def test_it_resumes_bit_for_bit(models: TinyModels, cutouts: str) -> None:
-    options = Options(
-        prompts=CAT, num_iterations=4, num_cutouts=3, cutouts=cutouts, init_weight=0.1, width=48, height=40
-    )
+    options = Options(prompts=CAT, num_iterations=4, num_cutouts=3, cutouts=cutouts, init_weight=0.1, size=48)
     assert_resumes_bit_for_bit(METHOD, options, Inputs(picture()), models)
