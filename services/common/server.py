@@ -26,7 +26,7 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 class Servicer(Protocol):
     """What a service hands to `run`."""
 
-    service_name: str
+    service_name: str  # for health; with `also_serves`, a tuple, what reflection lists
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds itself to the server."""
@@ -90,7 +90,8 @@ async def serve(settings: ServerSettings, servicer: Servicer) -> None:
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     servicer.register(server)
     if settings.reflection:
-        names = (servicer.service_name, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+        served = (servicer.service_name, *getattr(servicer, "also_serves", ()))
+        names = (*served, "grpc.health.v1.Health", reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
     await _set_health(health, servicer.service_name, NOT_SERVING)
     await health.set("liveness", SERVING)

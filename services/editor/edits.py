@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import io
+import re
 import secrets
 import time
 from collections.abc import Mapping
@@ -18,6 +19,9 @@ from sfumato.editor.config import EditorSettings
 from sfumato.editor.method import Inputs, Method
 from sfumato.editor.options import from_json, resolve
 
+# Also a folder's name in the artifact store: "..", and what starts with "_", are none.
+ID_RULE = "1 to 128 of [A-Za-z0-9._-], the first a letter or digit"
+ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 MIN_SIDE = 16  # pixels
 MAX_PREVIEW_INTERVAL = 10_000
 
@@ -95,8 +99,9 @@ def earlier_path(options: Any, store: ArtifactStore) -> str:
     for field in dataclasses.fields(options):
         if artifact := field.metadata.get("artifact"):
             name = str(getattr(options, field.name))
-            folder = f"{name.removeprefix('operations/')}/result"
-            if not name.startswith("operations/") or not store.names(folder):
+            collection, _, operation = name.partition("/")
+            folder = f"{operation}/result"
+            if collection != "operations" or not ID.fullmatch(operation) or not store.names(folder):
                 raise NotFound(f"{name} has no result here", field=field.name,
                                limit="a finished operation", value=name)  # fmt: skip
             if f"{artifact}.safetensors" not in store.names(folder):

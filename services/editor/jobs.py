@@ -15,7 +15,7 @@ from dbos import DBOS, DBOSPortableJSONSerializer, SetWorkflowID
 
 from sfumato.common.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 from sfumato.editor.config import EditorSettings
-from sfumato.editor.edits import Edit
+from sfumato.editor.edits import ID, Edit
 from sfumato.editor.records import ENDED, Job, job_of
 from sfumato.editor.runs import Live, Runner
 
@@ -173,7 +173,7 @@ class Jobs:
             DBOS.delete_workflow(workflow.workflow_id)
             self.runner.store.delete(workflow.workflow_id)
         # Twice unknown: a submission writes its images just before its row.
-        unknown = {name for name in self.runner.store.names() if name != "cache" and not status_name(name)}
+        unknown = {name for name in self.runner.store.names() if ID.fullmatch(name) and not status_name(name)}
         for name in unknown & self._unknown:
             self.runner.store.delete(name)
         self._unknown = unknown

@@ -13,7 +13,7 @@ from sfumato_protos.v1 import editor_pb2
 from sfumato.common.errors import InvalidArgument, SfumatoError
 from sfumato.common.status import to_status
 from sfumato.editor.artifacts import ArtifactStore
-from sfumato.editor.edits import Request
+from sfumato.editor.edits import ID, Request
 from sfumato.editor.records import Job
 from sfumato.editor.runs import Failure, result_path
 
@@ -83,7 +83,7 @@ def operation_name(name: str) -> str:
         InvalidArgument: it is no such name.
     """
     collection, _, operation = name.partition("/")
-    if collection != "operations" or not operation or "/" in operation:
+    if collection != "operations" or not ID.fullmatch(operation):
         raise InvalidArgument("name", "operations/{id}", name or "empty")
     return operation
 

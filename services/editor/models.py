@@ -63,7 +63,7 @@ class FamilyModels:
 
     def cached(self, name: str, compute: Callable[[], Tensors]) -> Tensors:
         """What is computed once for a family and kept in the artifact store."""
-        return self._store.cached(f"cache/{family_name(self.family)}/{name}.safetensors", compute)
+        return self._store.cached(f"_cache/{family_name(self.family)}/{name}.safetensors", compute)
 
     def _frozen(self, model: Any) -> Any:
         return model.to(device=self.device, dtype=torch.float32).eval().requires_grad_(False)

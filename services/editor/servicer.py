@@ -1,7 +1,6 @@
 """Edit requests to jobs, and their progress back."""
 
 import asyncio
-import re
 import uuid
 from collections.abc import AsyncIterator
 
@@ -16,7 +15,7 @@ from sfumato.common.errors import InvalidArgument, NotFound, SfumatoError
 from sfumato.common.family import family_name
 from sfumato.editor.artifacts import ArtifactStore
 from sfumato.editor.config import EditorSettings
-from sfumato.editor.edits import prepare
+from sfumato.editor.edits import ID, ID_RULE, prepare
 from sfumato.editor.jobs import Jobs
 from sfumato.editor.messages import operation_name, to_operation, to_request, to_watch_response
 from sfumato.editor.models import FamilyModels
@@ -27,13 +26,13 @@ from sfumato.editor.runs import Runner
 from sfumato.editor.watching import watch
 
 log = structlog.get_logger()
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class EditorServicer(editor_pb2_grpc.EditorServiceServicer):
     """Serves EditorService, and with it google.longrunning.Operations."""
 
     service_name = "sfumato.v1.EditorService"
+    also_serves = ("google.longrunning.Operations",)
 
     def __init__(self, settings: EditorSettings) -> None:
         self.settings = settings
@@ -76,8 +75,8 @@ class EditorServicer(editor_pb2_grpc.EditorServiceServicer):
         )
 
     async def Edit(self, request: editor_pb2.EditRequest, context: Context) -> operations_pb2.Operation:
-        if request.request_id and not _REQUEST_ID.fullmatch(request.request_id):
-            raise InvalidArgument("request_id", "1 to 128 of [A-Za-z0-9._-]", request.request_id)
+        if request.request_id and not ID.fullmatch(request.request_id):
+            raise InvalidArgument("request_id", ID_RULE, request.request_id)
         served = family_name(self.settings.family)
         if request.family not in ("", served):
             raise NotFound(f"{request.family} is not served here; {served} is", field="family",

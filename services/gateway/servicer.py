@@ -31,6 +31,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
     """Serves GatewayService."""
 
     service_name = "sfumato.v1.GatewayService"
+    also_serves = ("sfumato.v1.EditorService", "google.longrunning.Operations")
     services: ModelServices
     family: FamilyInfo
 

@@ -116,6 +116,7 @@ def test_cancelling_frees_the_device_within_an_iteration(edits: Client) -> None:
         ("num_iterations", "INVALID_ARGUMENT", {"num_iterations": 10**6}),
         ("image", "RESOURCE_EXHAUSTED", {"image": b"\0" * (9 * 2**20)}),
         ("request_id", "INVALID_ARGUMENT", {"request_id": "a b"}),
+        ("request_id", "INVALID_ARGUMENT", {"request_id": ".."}),
     ],
 )
 def test_bad_input_is_refused_and_the_editor_stays_healthy(
@@ -135,6 +136,9 @@ def test_operations_of_no_such_name_are_refused(edits: Client) -> None:
     assert error.value.code == "NOT_FOUND"
     with pytest.raises(SfumatoError) as error:
         edits.get_operation("none")
+    assert (error.value.code, error.value.field) == ("INVALID_ARGUMENT", "name")
+    with pytest.raises(SfumatoError) as error:
+        edits.delete_operation("operations/..")
     assert (error.value.code, error.value.field) == ("INVALID_ARGUMENT", "name")
     with pytest.raises(SfumatoError) as error:
         list(edits.watch_edit("operations/none"))

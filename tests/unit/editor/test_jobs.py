@@ -1,5 +1,7 @@
 """Jobs on DBOS and SQLite: submitted once, cancelled, listed, kept for so long and no longer."""
 
+import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -115,6 +117,28 @@ def test_a_failed_job_says_why_and_the_next_one_runs(start: Make) -> None:
         "fails_at",
     )
     assert wait(jobs, "b").state == "succeeded"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_ends_the_edit_with_that_reason_and_the_next_one_runs(
+    start: Make, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], check=True)
+    try:
+        jobs = start(artifacts_url=f"file://{disk}")
+        (disk / "filling").write_bytes(b"x" * 64 * 1024)
+        jobs.submit(edit_of("a"))
+        failed = wait(jobs, "a")
+        assert failed.failure is not None
+        assert (failed.state, failed.failure.code) == ("failed", "RESOURCE_EXHAUSTED")
+        assert "full" in failed.failure.message
+        (disk / "filling").unlink()
+        jobs.submit(edit_of("b"))
+        assert wait(jobs, "b").state == "succeeded"
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_too_many_queued_edits_are_refused(start: Make) -> None:
