@@ -165,6 +165,9 @@ def styleclip(
     variant: Annotated[
         str, typer.Option(help="optimization, mapper-training, mapper, or direction.")
     ] = "optimization",
+    generator: Annotated[
+        str | None, typer.Option(help="Generator of the family: a folder of its stylegan2/. Default: faces.")
+    ] = None,
     neutral_prompt: Annotated[
         str | None, typer.Option(help='direction: what the image shows: "face".')
     ] = None,
@@ -195,7 +198,8 @@ def styleclip(
         --neutral-prompt face --alpha 4 -o angry.png
     """
     options = {
-        "prompt": prompt, "image": image, "neutral_prompt": neutral_prompt, "alpha": alpha, "beta": beta,
+        "prompt": prompt, "image": image, "generator": generator, "neutral_prompt": neutral_prompt,
+        "alpha": alpha, "beta": beta,
         "mapper": mapper, "lambda_l2": lambda_l2, "lambda_id": lambda_id, "num_iterations": iterations,
         "seed": seed, "request_id": request_id,
     }  # fmt: skip
