@@ -20,6 +20,7 @@ from sfumato.common.errors import DeadlineExceeded, SfumatoError, Unavailable
 from sfumato.common.server import channel_options
 from sfumato.common.status import ForwardedError
 from sfumato.common.tensors import from_message, to_message
+from sfumato.gateway.alignment import AttentionControl
 from sfumato.gateway.attention_maps import Word
 from sfumato.gateway.config import GatewaySettings
 from sfumato.gateway.denoisers import DenoiserStream, Replica, check_targets
@@ -151,11 +152,17 @@ class ModelServices:
             response = await self.decoder.Decode(request, **calls.outgoing())
         return response.image
 
-    def open_trajectory(self, prompt_embeds: torch.Tensor) -> DenoiserStream:
-        """A stream for one trajectory, over whichever replicas live."""
+    def open_trajectory(
+        self, prompt_embeds: torch.Tensor, control: AttentionControl | None = None
+    ) -> DenoiserStream:
+        """A stream for one trajectory, over whichever replicas live; control: for an edit's."""
         settings = self.settings
         return DenoiserStream(
-            self.replicas, prompt_embeds, settings.replica_wait_seconds, settings.step_timeout_seconds
+            self.replicas,
+            prompt_embeds,
+            settings.replica_wait_seconds,
+            settings.step_timeout_seconds,
+            control,
         )
 
     async def close(self) -> None:

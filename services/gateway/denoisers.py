@@ -20,14 +20,15 @@ from sfumato.common import calls
 from sfumato.common.errors import DeadlineExceeded, SfumatoError, Unavailable
 from sfumato.common.status import ForwardedError
 from sfumato.common.tensors import from_message, to_message
+from sfumato.gateway.alignment import AttentionControl
 from sfumato.gateway.attention_maps import LayerMaps
+from sfumato.gateway.denoiser_attention import control_message, layer_maps
 
 log = structlog.get_logger()
 
 REPLAYED = Counter("sfumato_gateway_replayed_steps", "Steps repeated because a denoiser was lost.")
 LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN)
 RETRY_SECONDS = 0.1
-MAX_TOKENS = 1024
 
 
 @dataclass
@@ -53,11 +54,19 @@ class DenoiserStream:
     """One trajectory's stream; survives the loss of replicas."""
 
     def __init__(
-        self, replicas: list[Replica], prompt_embeds: torch.Tensor, wait_seconds: float, step_seconds: float
+        self,
+        replicas: list[Replica],
+        prompt_embeds: torch.Tensor,
+        wait_seconds: float,
+        step_seconds: float,
+        control: AttentionControl | None = None,
     ) -> None:
         self.num_replayed_steps = 0
         self._replicas = replicas
-        self._open = denoiser_pb2.OpenTrajectory(prompt_embeds=to_message(prompt_embeds))
+        self._open = denoiser_pb2.OpenTrajectory(
+            prompt_embeds=to_message(prompt_embeds),
+            attention_control=control_message(control) if control is not None else None,
+        )
         self._num_rows = len(prompt_embeds)
         self._wait_seconds = wait_seconds
         self._step_seconds = step_seconds
@@ -82,7 +91,24 @@ class DenoiserStream:
             step=step, latents=to_message(latents), timestep=timestep, attention_rows=[row]
         )
         response = await self._answer(denoiser_pb2.DenoiseRequest(step=message))
-        return _noise_pred(response, self._num_rows, latents), _layer_maps(response, latents)[0]
+        return _noise_pred(response, self._num_rows, latents), layer_maps(response, latents)[0]
+
+    async def edit(
+        self,
+        step: int,
+        latents: torch.Tensor,
+        timestep: float,
+        replace_cross: bool,
+        replace_self: bool,
+        attention: bool,
+    ) -> tuple[torch.Tensor, list[list[LayerMaps]]]:
+        """One step of an edit, as prompt_to_prompt.EditingDenoiser has it."""
+        message = denoiser_pb2.EditStep(
+            step=step, latents=to_message(latents), timestep=timestep, attention=attention,
+            replace_cross_attention=replace_cross, replace_self_attention=replace_self,
+        )  # fmt: skip
+        response = await self._answer(denoiser_pb2.DenoiseRequest(edit=message))
+        return _noise_pred(response, 4, latents), layer_maps(response, latents) if attention else []
 
     async def _answer(self, request: denoiser_pb2.DenoiseRequest) -> denoiser_pb2.DenoiseResponse:
         """One step's answer, from whichever replica lives."""
@@ -148,18 +174,6 @@ class DenoiserStream:
 def _noise_pred(response: denoiser_pb2.DenoiseResponse, num_rows: int, latents: torch.Tensor) -> torch.Tensor:
     shape = (num_rows, None, *latents.shape[2:])
     return from_message(response.noise_pred, "noise_pred", shape, 16 * num_rows * latents.numel())
-
-
-def _layer_maps(response: denoiser_pb2.DenoiseResponse, latents: torch.Tensor) -> list[list[LayerMaps]]:
-    """The maps of each row that was asked for."""
-    limit = MAX_TOKENS * 2 * latents[0, 0].numel()
-    levels = [
-        (level.num_layers, from_message(level.maps, "attention.maps", (None, None, None, None), limit))
-        for level in response.attention
-    ]
-    return [
-        [LayerMaps(num_layers, maps[row]) for num_layers, maps in levels] for row in range(len(levels[0][1]))
-    ]
 
 
 def check_targets(targets: list[str]) -> None:

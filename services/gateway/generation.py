@@ -9,10 +9,12 @@ from typing import Protocol
 
 import torch
 
+from sfumato.gateway.alignment import AttentionControl
 from sfumato.gateway.attention_maps import AttentionWatch, AttentiveDenoiser, Word
 from sfumato.gateway.guidance import conditioning_texts
 from sfumato.gateway.masks import latent_mask
 from sfumato.gateway.parameters import FamilyInfo, Parameters
+from sfumato.gateway.prompt_to_prompt import EditingDenoiser
 from sfumato.gateway.trajectory import Source, prepare, sample
 
 
@@ -31,7 +33,7 @@ class EncodedTexts:
     words: list[list[Word]]
 
 
-class Denoiser(AttentiveDenoiser, Protocol):
+class Denoiser(AttentiveDenoiser, EditingDenoiser, Protocol):
     """An open trajectory at a denoiser."""
 
     num_replayed_steps: int
@@ -55,8 +57,10 @@ class Services(Protocol):
     async def decode(self, latents: torch.Tensor, image_format: str) -> bytes:
         """The encoded image."""
 
-    def open_trajectory(self, prompt_embeds: torch.Tensor) -> Denoiser:
-        """A stream for one trajectory."""
+    def open_trajectory(
+        self, prompt_embeds: torch.Tensor, control: AttentionControl | None = None
+    ) -> Denoiser:
+        """A stream for one trajectory; control: for an edit's."""
 
 
 @dataclass
@@ -140,12 +144,7 @@ class Generation:
             texts = conditioning_texts(p.prompt, p.negative_prompt, p.guided)
             encoded = await self.services.encode_text(texts)
         source = await self._source() if p.image else None
-        warnings = [
-            f"{count} tokens beyond the family's {self.family.max_tokens} were cut from {text!r:.60}"
-            for text, count in zip(texts, encoded.num_truncated, strict=True)
-            if count
-        ]
-        yield Started(len(timesteps), warnings)
+        yield Started(len(timesteps), cut_warnings(texts, encoded, self.family))
         # Bounded, so that a slow reader slows its own request and nothing piles up.
         queue: asyncio.Queue[Event | BaseException | None] = asyncio.Queue(maxsize=64)
         runs = asyncio.gather(*(self._image(i, encoded, source, queue) for i in range(p.num_images)))
@@ -209,6 +208,15 @@ class Generation:
         with self.seconds.add_to("decode"):
             data = await self.services.decode(latents, p.image_format)
         await queue.put(Finished(index, seed, data))
+
+
+def cut_warnings(texts: list[str], encoded: EncodedTexts, family: FamilyInfo) -> list[str]:
+    """Says of each text whether it was cut."""
+    return [
+        f"{count} tokens beyond the family's {family.max_tokens} were cut from {text!r:.60}"
+        for text, count in zip(texts, encoded.num_truncated, strict=True)
+        if count
+    ]
 
 
 async def _end(

@@ -1,14 +1,14 @@
 """Messages to generations and their events back to messages."""
 
 import asyncio
-import re
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import grpc
 import structlog
 import torch
-from sfumato_protos.v1 import decoder_pb2, gateway_pb2, gateway_pb2_grpc
+from sfumato_protos.v1 import gateway_pb2, gateway_pb2_grpc
 
 from sfumato.common import calls
 from sfumato.common.calls import Context
@@ -16,15 +16,19 @@ from sfumato.common.errors import InvalidArgument, ResourceExhausted, Unavailabl
 from sfumato.gateway.attention_messages import given_options, maps_message, options_message
 from sfumato.gateway.channels import ModelServices
 from sfumato.gateway.config import GatewaySettings
+from sfumato.gateway.edit_messages import edit_response, given_edit_fields
+from sfumato.gateway.edit_parameters import resolve_edit
 from sfumato.gateway.editing import EditorChannel, register_editing
 from sfumato.gateway.generation import Attended, Event, Finished, Generation, Seconds, Started, Stepped
+from sfumato.gateway.message_parts import format_value, name_format, take_request_id, timings_message
 from sfumato.gateway.parameters import FamilyInfo, Parameters, resolve
+from sfumato.gateway.prompt_edits import PromptEdit
 from sfumato.gateway.sampling import SCHEDULERS, make_scheduler
 
 log = structlog.get_logger()
 
 METHODS = ("text-to-image", "image-to-image", "inpainting")
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+ATTENTION_METHODS = ("attention-maps", "prompt-to-prompt")
 
 
 class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
@@ -72,9 +76,10 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         if request.page_token:
             raise InvalidArgument("page_token", "a token that this service gave", request.page_token)
         side = self.family.sample_size * self.family.vae_scale_factor
+        attention = ATTENTION_METHODS if self.family.num_cross_attention_layers else ()
         family = gateway_pb2.Family(
             name=self.family.name,
-            methods=[*METHODS, *await self.editing.methods()],
+            methods=[*METHODS, *attention, *await self.editing.methods()],
             schedulers=[scheduler_value(name) for name in SCHEDULERS],
             default_width=side,
             default_height=side,
@@ -87,25 +92,42 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
     async def Generate(
         self, request: gateway_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[gateway_pb2.GenerateResponse]:
-        if request.request_id:
-            if not _REQUEST_ID.fullmatch(request.request_id):
-                raise InvalidArgument("request_id", "1 to 128 of [A-Za-z0-9._-]", request.request_id)
-            calls.request_id.set(request.request_id)
+        take_request_id(request.request_id)
         parameters = resolve(given_fields(request), self.family, self.settings)
-        limit = self.settings.max_concurrent_images
-        if self.num_images + parameters.num_images > limit:
-            advice = "Try again when others are done."
-            raise ResourceExhausted(
-                "num_images", f"at most {limit} over all requests", self.num_images, advice
-            )
-        self.num_images += parameters.num_images
-        try:
+        with self._room_for(parameters.num_images):
             pixels = self.settings.max_input_pixels
             generation = Generation(parameters, self.family, self.services, pixels)
             async for event in generation.events():
                 yield to_response(event, parameters, self.family)
+
+    async def EditPrompt(
+        self, request: gateway_pb2.EditPromptRequest, context: Context
+    ) -> AsyncIterator[gateway_pb2.EditPromptResponse]:
+        take_request_id(request.request_id)
+        parameters = resolve_edit(given_edit_fields(request), self.family, self.settings)
+        with self._room_for(2):
+            edit = PromptEdit(parameters, self.family, self.services)
+            async for event in edit.events():
+                yield edit_response(event, parameters, self.family)
+
+    @contextlib.contextmanager
+    def _room_for(self, num_images: int) -> Iterator[None]:
+        """Counts the images that are sampled.
+
+        Raises:
+            ResourceExhausted: they would be too many at one time.
+        """
+        limit = self.settings.max_concurrent_images
+        if self.num_images + num_images > limit:
+            advice = "Try again when others are done."
+            raise ResourceExhausted(
+                "num_images", f"at most {limit} over all requests", self.num_images, advice
+            )
+        self.num_images += num_images
+        try:
+            yield
         finally:
-            self.num_images -= parameters.num_images
+            self.num_images -= num_images
 
 
 def scheduler_value(name: str) -> gateway_pb2.Scheduler.ValueType:
@@ -122,11 +144,7 @@ def given_fields(request: gateway_pb2.GenerateRequest) -> dict[str, Any]:
         given["scheduler"] = (
             value.name.removeprefix("SCHEDULER_").lower() if value else str(given["scheduler"])
         )
-    if "image_format" in given:
-        value = decoder_pb2.ImageFormat.DESCRIPTOR.values_by_number.get(given["image_format"])
-        if value is None:
-            raise InvalidArgument("image_format", "one of PNG, JPEG, WEBP", given["image_format"])
-        given["image_format"] = value.name.removeprefix("IMAGE_FORMAT_")
+    name_format(given)
     if "attention_maps" in given:
         given["attention_maps"] = given_options(given["attention_maps"])
     return given
@@ -134,7 +152,7 @@ def given_fields(request: gateway_pb2.GenerateRequest) -> dict[str, Any]:
 
 def to_response(event: Event, p: Parameters, family: FamilyInfo) -> gateway_pb2.GenerateResponse:
     """An event as its message."""
-    image_format = decoder_pb2.ImageFormat.Value(f"IMAGE_FORMAT_{p.image_format}")
+    image_format = format_value(p.image_format)
     match event:
         case Started(num_steps, warnings):
             accepted = gateway_pb2.Accepted(
@@ -157,15 +175,7 @@ def to_response(event: Event, p: Parameters, family: FamilyInfo) -> gateway_pb2.
             )
             return gateway_pb2.GenerateResponse(image=image)
         case Seconds():
-            timings = gateway_pb2.Timings(
-                total_seconds=event.total,
-                encode_text_seconds=event.encode_text,
-                encode_image_seconds=event.encode_image,
-                denoise_seconds=event.denoise,
-                decode_seconds=event.decode,
-                num_replayed_steps=event.num_replayed_steps,
-            )
-            return gateway_pb2.GenerateResponse(done=gateway_pb2.Done(timings=timings))
+            return gateway_pb2.GenerateResponse(done=gateway_pb2.Done(timings=timings_message(event)))
 
 
 def resolved_request(p: Parameters, family: FamilyInfo) -> gateway_pb2.GenerateRequest:
@@ -183,7 +193,7 @@ def resolved_request(p: Parameters, family: FamilyInfo) -> gateway_pb2.GenerateR
         height=p.height,
         strength=p.strength if p.image else None,
         preview_interval_steps=p.preview_interval_steps,
-        image_format=decoder_pb2.ImageFormat.Value(f"IMAGE_FORMAT_{p.image_format}"),
+        image_format=format_value(p.image_format),
         request_id=calls.request_id.get(),
         attention_maps=options_message(p.attention) if p.attention else None,
     )

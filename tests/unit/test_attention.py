@@ -1,5 +1,6 @@
 """The denoiser's attention: maps against a hook on diffusers' UNet, and what steering does."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,15 @@ from sfumato.denoiser.probes import Control
 
 CPU = torch.device("cpu")
 TOKENS = 24
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As the denoiser has it; more threads only wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

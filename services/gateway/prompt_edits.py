@@ -1,0 +1,121 @@
+"""One prompt edit from parameters to its two images."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from sfumato.common.errors import InvalidArgument
+from sfumato.gateway.alignment import AttentionControl, align, column_weights, places_of, resolve_kind
+from sfumato.gateway.edit_parameters import EditParameters
+from sfumato.gateway.generation import EncodedTexts, Finished, Seconds, Services, Stepped, cut_warnings
+from sfumato.gateway.inversion import invert
+from sfumato.gateway.parameters import FamilyInfo
+from sfumato.gateway.prompt_to_prompt import LocalBlend, sample_edit
+from sfumato.gateway.trajectory import prepare
+
+SOURCE, TARGET = 1, 2  # rows of the conditioning, behind the null text
+
+
+@dataclass(frozen=True)
+class EditStarted:
+    """The edit is accepted, its kind resolved: so many steps, and what the user should know."""
+
+    parameters: EditParameters
+    num_steps: int
+    warnings: list[str]
+
+
+EditEvent = EditStarted | Stepped | Finished | Seconds
+
+
+@dataclass
+class PromptEdit:
+    """Runs one edit."""
+
+    parameters: EditParameters
+    family: FamilyInfo
+    services: Services
+    seconds: Seconds = field(default_factory=Seconds)
+
+    async def events(self) -> AsyncIterator[EditEvent]:
+        """EditStarted, then the steps, both images, and the timings."""
+        start = time.perf_counter()
+        p = self.parameters
+        # An edit's source starts from noise, or from the inverted image: never from part of the way.
+        scheduler, timesteps = prepare(replace(p.source, image=b""), self.family.scheduler_config)
+        with self.seconds.add_to("encode_text"):
+            texts = [p.null_text, p.source.prompt, p.target_prompt]
+            encoded = await self.services.encode_text(texts)
+        kind = resolve_kind(p.kind, encoded.words[SOURCE], encoded.words[TARGET])
+        control, blend = self._control(kind, encoded), self._blend(encoded)
+        num_steps = len(timesteps) * (2 if p.source.image else 1)
+        yield EditStarted(replace(p, kind=kind), num_steps, cut_warnings(texts, encoded, self.family))
+        done = 0
+        latents = self._noise(scheduler.init_noise_sigma)
+        if p.source.image:
+            async with contextlib.aclosing(self._inversion(scheduler, encoded)) as inversion:
+                async for noisier in inversion:
+                    latents = noisier
+                    done += 1
+                    yield Stepped(1, done, num_steps)
+        denoiser = self.services.open_trajectory(encoded.prompt_embeds, control)
+        both = latents
+        try:
+            with self.seconds.add_to("denoise"):
+                async for stepped in sample_edit(p.schedule, scheduler, latents, denoiser, blend):
+                    both = stepped
+                    done += 1
+                    yield Stepped(1, done, num_steps)
+        finally:
+            self.seconds.num_replayed_steps += denoiser.num_replayed_steps
+            await denoiser.close()
+        with self.seconds.add_to("decode"):
+            images = await asyncio.gather(
+                *(self.services.decode(half, p.source.image_format) for half in both.split(1))
+            )
+        for index, data in enumerate(images):
+            yield Finished(index, p.source.seed, data)
+        self.seconds.total = time.perf_counter() - start
+        yield self.seconds
+
+    def _control(self, kind: str, encoded: EncodedTexts) -> AttentionControl:
+        source, target = encoded.words[SOURCE], encoded.words[TARGET]
+        weights = column_weights(self.parameters.weights, target, encoded.prompt_embeds.shape[1])
+        return align(kind, source, target, weights)
+
+    def _blend(self, encoded: EncodedTexts) -> LocalBlend | None:
+        phrases = self.parameters.blend_words
+        if not phrases:
+            return None
+        prompts = encoded.words[SOURCE], encoded.words[TARGET]
+        for phrase in phrases:
+            if not any(places_of(phrase, words) for words in prompts):
+                raise InvalidArgument("blend_words", "words of prompt or target_prompt", phrase)
+        source, target = ([word for phrase in phrases for word in places_of(phrase, w)] for w in prompts)
+        return LocalBlend(source, target)
+
+    def _noise(self, sigma: float) -> torch.Tensor:
+        """Where a source without an image starts: as trajectory.Start has it."""
+        p, factor = self.parameters.source, self.family.vae_scale_factor
+        shape = (1, self.family.latent_channels, p.height // factor, p.width // factor)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(p.seed)) * sigma
+
+    async def _inversion(self, scheduler: object, encoded: EncodedTexts) -> AsyncGenerator[torch.Tensor]:
+        """The image's latents on their way to noise."""
+        p = self.parameters.source
+        with self.seconds.add_to("encode_image"):
+            mean, _ = await self.services.encode_image(p.image, p.width, p.height)
+        denoiser = self.services.open_trajectory(encoded.prompt_embeds[SOURCE : SOURCE + 1])
+        try:
+            with self.seconds.add_to("denoise"):
+                async for latents in invert(
+                    scheduler, mean * self.family.scaling_factor, denoiser.noise_pred
+                ):
+                    yield latents
+        finally:
+            self.seconds.num_replayed_steps += denoiser.num_replayed_steps
+            await denoiser.close()
