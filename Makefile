@@ -5,7 +5,7 @@ FAMILY ?= deploy/models/emoji
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench bench-edit edit-durability guidance-report train evaluate clean
+.PHONY: help setup demo test check format bench bench-edit edit-durability guidance-report attention-report train evaluate clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ edit-durability: setup ## Kill the editor, and the gateway, 20 times each over a
 
 guidance-report: setup ## Curves of every kind of guidance over its scale, by a judge CLIP (20 minutes).
 	$(BIN)/python -m tests.bench.guidance_report --family $(FAMILY)
+
+attention-report: setup ## Whether words' attention maps lie where the things are, by a judge CLIP.
+	$(BIN)/python -m tests.bench.attention_report --family $(FAMILY)
 
 train: setup ## Train the emoji family (hours on a CPU); goes on where it stopped.
 	$(BIN)/python -m sfumato.trainer all --checkpoints out/train --family $(FAMILY)

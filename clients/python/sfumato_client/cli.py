@@ -15,6 +15,7 @@ from rich.table import Table
 from sfumato_client.client import TIMEOUT_SECONDS, Client
 from sfumato_client.commands.attention import attention
 from sfumato_client.commands.edit import edit_app
+from sfumato_client.commands.edit_prompt import edit_prompt
 from sfumato_client.commands.operations import operations_app
 from sfumato_client.console import (
     SUFFIXES,
@@ -34,6 +35,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Images from words: generate, or serve the services."
 )
 app.command()(attention)
+app.command()(edit_prompt)
 app.add_typer(edit_app, name="edit")
 app.add_typer(operations_app, name="operations")
 

@@ -9,6 +9,7 @@ from sfumato_protos.v1 import gateway_pb2, gateway_pb2_grpc
 
 from sfumato_client.edits import AsyncEdits, Edits
 from sfumato_client.errors import from_rpc_error
+from sfumato_client.prompt_edits import EditPromptOptions, EditPromptResult, build_edit_prompt
 from sfumato_client.requests import GenerateOptions, build_request
 from sfumato_client.results import GenerateResult
 
@@ -45,6 +46,28 @@ class Client(Edits):
     ) -> Iterator[gateway_pb2.GenerateResponse]:
         """The events as they come. Closing the iterator cancels the request."""
         call = self._stub.Generate(build_request(prompt, options), timeout=self.timeout)
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            call.cancel()
+
+    def edit_prompt(
+        self, prompt: str, target_prompt: str, **options: Unpack[EditPromptOptions]
+    ) -> EditPromptResult:
+        """Prompt-to-prompt: changes an image by changing its prompt. Raises as generate does."""
+        result = EditPromptResult()
+        for event in self.edit_prompt_events(prompt, target_prompt, **options):
+            result.add(event)
+        return result
+
+    def edit_prompt_events(
+        self, prompt: str, target_prompt: str, **options: Unpack[EditPromptOptions]
+    ) -> Iterator[gateway_pb2.EditPromptResponse]:
+        """The events as they come. Closing the iterator cancels the request."""
+        request = build_edit_prompt(prompt, target_prompt, options)
+        call = self._stub.EditPrompt(request, timeout=self.timeout)
         try:
             yield from call
         except grpc.RpcError as error:
@@ -96,6 +119,29 @@ class AsyncClient(AsyncEdits):
     ) -> AsyncIterator[gateway_pb2.GenerateResponse]:
         """The events as they come. Closing the iterator, or cancelling the task, cancels the request."""
         call = self._stub.Generate(build_request(prompt, options), timeout=self.timeout)
+        try:
+            async for event in call:
+                yield event
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            call.cancel()
+
+    async def edit_prompt(
+        self, prompt: str, target_prompt: str, **options: Unpack[EditPromptOptions]
+    ) -> EditPromptResult:
+        """Prompt-to-prompt: changes an image by changing its prompt. Raises as generate does."""
+        result = EditPromptResult()
+        async for event in self.edit_prompt_events(prompt, target_prompt, **options):
+            result.add(event)
+        return result
+
+    async def edit_prompt_events(
+        self, prompt: str, target_prompt: str, **options: Unpack[EditPromptOptions]
+    ) -> AsyncIterator[gateway_pb2.EditPromptResponse]:
+        """The events as they come. Closing the iterator, or cancelling the task, cancels the request."""
+        request = build_edit_prompt(prompt, target_prompt, options)
+        call = self._stub.EditPrompt(request, timeout=self.timeout)
         try:
             async for event in call:
                 yield event
