@@ -11,7 +11,10 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import sfumato.common  # noqa: F401  (before diffusers, for torchvision)
+from sfumato.common.identity import save_identity
 from sfumato.common.noised_clip import NoisedImageEncoder, save_noised_clip
+from sfumato.common.stylegan2 import save_stylegan2
+from tests.tiny_models import tiny_identity, tiny_stylegan2, tiny_vqgan
 
 CONTEXT = 24
 WIDTH = 32
@@ -47,6 +50,9 @@ def save_tiny_family(path: Path, latent_channels: int = 4) -> Path:
         set_alpha_to_one=False, steps_offset=1,
     ).save_pretrained(path / "scheduler")  # fmt: skip
     save_clip(path / "clip", num_tokens)
+    tiny_vqgan().save_pretrained(path / "vqgan")
+    save_stylegan2(tiny_stylegan2(), path / "stylegan2" / "faces")
+    save_identity(tiny_identity(), path / "identity")
     noised = NoisedImageEncoder(latent_channels, 8, width=32, layers=2, heads=4, embed_dim=WIDTH)
     save_noised_clip(path / "clip_noised", noised)
     index = {

@@ -12,6 +12,7 @@ import typer
 from sfumato.trainer import artwork
 from sfumato.trainer.autoencoder import train_autoencoder
 from sfumato.trainer.clip import train_clip
+from sfumato.trainer.editing import EDITING_RECIPES, export_editing, train_editing
 from sfumato.trainer.evaluate import evaluate
 from sfumato.trainer.export import export, text_encoder_from
 from sfumato.trainer.loop import Schedule, average_of
@@ -20,7 +21,11 @@ from sfumato.trainer.restore import restore
 from sfumato.trainer.tokens import tokenizer_of, train_tokenizer, vocabulary_size
 from sfumato.trainer.unet import encode_latents, train_unet
 
-STAGES = ("data", "autoencoder", "clip", "judge", "latents", "unet", "noised-clip", "export", "evaluate")
+EDITING = tuple(EDITING_RECIPES)
+STAGES = (
+    "data", "autoencoder", "clip", "judge", "latents", "unet", "noised-clip", *EDITING, "export", "evaluate",
+)  # fmt: skip
+EXTRA = ("continue", "export-editing", "all")
 # Steps, learning rate, batch: what a stage gets when nothing else is asked.
 RECIPES = {
     "autoencoder": (40_000, 3e-3, 16),
@@ -28,6 +33,7 @@ RECIPES = {
     "judge": (3_000, 1.5e-3, 96),
     "unet": (20_000, 1.5e-3, 96),
     "noised-clip": (6_000, 1.5e-3, 128),
+    **EDITING_RECIPES,
 }
 NUM_SCENES = 60_000
 
@@ -36,7 +42,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
-    stage: Annotated[str, typer.Argument(help=f"One of {', '.join(STAGES)}, continue, or all.")],
+    stage: Annotated[str, typer.Argument(help=f"One of {', '.join((*STAGES, *EXTRA))}.")],
     checkpoints: Annotated[Path, typer.Option(help="Folder of checkpoints and data.")] = Path("out/train"),
     family: Annotated[Path, typer.Option(help="Folder to export to.")] = Path("deploy/models/emoji"),
     steps: Annotated[int, typer.Option(help="Steps of the stage; 0: the recipe's.")] = 0,
@@ -52,8 +58,8 @@ def main(
 
       torchrun --nproc-per-node 2 -m sfumato.trainer unet --threads 1 --max-seconds 3600
     """
-    if stage not in (*STAGES, "continue", "all"):
-        raise typer.BadParameter(f"must be one of {', '.join(STAGES)}, continue or all, but is {stage}")
+    if stage not in (*STAGES, *EXTRA):
+        raise typer.BadParameter(f"must be one of {', '.join((*STAGES, *EXTRA))}, but is {stage}")
     if threads:
         torch.set_num_threads(threads)
     for name in STAGES if stage == "all" else (stage,):
@@ -76,7 +82,9 @@ def run(name: str, checkpoints: Path, family: Path, steps: int, max_seconds: flo
         recipe_steps, rate, batch = RECIPES[name]
         schedule = Schedule(steps or recipe_steps, rate, max_seconds=max_seconds)
         path = checkpoints / f"{name}.safetensors"
-        if name == "autoencoder":
+        if name in EDITING:
+            train_editing(name, checkpoints, schedule, seed, batch)
+        elif name == "autoencoder":
             train_autoencoder(data, path, schedule, seed, batch)
         elif name == "unet":
             _train_unet(checkpoints, schedule, seed, batch)
@@ -89,6 +97,9 @@ def run(name: str, checkpoints: Path, family: Path, steps: int, max_seconds: flo
         encode_latents(data, checkpoints / "autoencoder.safetensors", tokenizer, path, NUM_SCENES, seed + 5)
     elif name == "export":
         export(checkpoints, family, judge)
+        export_editing(checkpoints, family)
+    elif name == "export-editing":
+        print(f"exported to {family}: {', '.join(export_editing(checkpoints, family)) or 'nothing trained'}")
     elif name == "evaluate":
         print(evaluate(data, family, judge))
 

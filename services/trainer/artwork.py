@@ -3,13 +3,14 @@
 import io
 import subprocess
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import resvg_py
 from PIL import Image
 
-from sfumato.trainer.vocabulary import EMOJI
+from sfumato.trainer.vocabulary import EMOJI, Emoji
 
 # Art: Apache-2.0, CC-BY 4.0, MIT. The packages' own files say so.
 PACKAGES = {
@@ -33,23 +34,23 @@ def archive_of(folder: Path, package: str) -> Path:
     return folder / f"{package.replace('@', '-')}.tgz"
 
 
-def load(folder: Path) -> np.ndarray:
-    """All artwork, cached as one array: uint8 [styles, emoji, SIDE, SIDE, 4], straight alpha."""
-    cache = folder / f"artwork-{len(EMOJI)}.npy"
+def load(folder: Path, emoji: Sequence[Emoji] = EMOJI, name: str = "") -> np.ndarray:
+    """Artwork, cached under a name as one array: uint8 [styles, emoji, SIDE, SIDE, 4], straight alpha."""
+    cache = folder / f"artwork-{name}{len(emoji)}.npy"
     if not cache.exists():
         fetch(folder)
-        np.save(cache, np.stack([_read(folder, style) for style in PACKAGES]))
+        np.save(cache, np.stack([_read(folder, style, emoji) for style in PACKAGES]))
     art: np.ndarray = np.load(cache, allow_pickle=False)
     return art
 
 
-def _read(folder: Path, style: str) -> np.ndarray:
+def _read(folder: Path, style: str, entries: Sequence[Emoji]) -> np.ndarray:
     """uint8 [emoji, SIDE, SIDE, 4] of one style."""
     if style == "fluent":
-        names = [f"package/icons/flat/{emoji.slug}.svg" for emoji in EMOJI]
+        names = [f"package/icons/flat/{emoji.slug}.svg" for emoji in entries]
     else:
         vendor = {"noto": "google", "twemoji": "twitter"}[style]
-        names = [f"package/img/{vendor}/64/{emoji.code}.png" for emoji in EMOJI]
+        names = [f"package/img/{vendor}/64/{emoji.code}.png" for emoji in entries]
     wanted, found = set(names), {}
     with tarfile.open(archive_of(folder, PACKAGES[style])) as archive:
         for member in archive:
