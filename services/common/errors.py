@@ -47,6 +47,13 @@ class ResourceExhausted(SfumatoError):
         super().__init__(f"{text}. {advice}" if advice else text, field=field, limit=limit, value=value)
 
 
+class FailedPrecondition(SfumatoError):
+    """The request cannot be run with this family, or ran into numbers that cannot be used."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "FAILED_PRECONDITION"
+
+
 class NotFound(SfumatoError):
     """The named resource does not exist."""
 

@@ -49,7 +49,14 @@ class AttentiveDenoiser(Protocol):
     """An open trajectory whose attention can be seen."""
 
     async def noise_pred_and_maps(
-        self, step: int, latents: torch.Tensor, timestep: float, row: int
+        self,
+        step: int,
+        latents: torch.Tensor,
+        timestep: float,
+        row: int,
+        *,
+        rows: Sequence[int] = (),
+        keep_graph: bool = False,
     ) -> tuple[torch.Tensor, list[LayerMaps]]:
         """As Denoiser.noise_pred, and the row's maps by resolution, the largest first."""
 
@@ -114,9 +121,19 @@ class AttentionWatch:
         self._total = torch.zeros(())
         self._num_steps = 0
 
-    async def noise_pred(self, step: int, latents: torch.Tensor, timestep: float) -> torch.Tensor:
+    async def noise_pred(
+        self,
+        step: int,
+        latents: torch.Tensor,
+        timestep: float,
+        *,
+        rows: Sequence[int] = (),
+        keep_graph: bool = False,
+    ) -> torch.Tensor:
         """In the place of the denoiser's own."""
-        noise_pred, levels = await self._denoiser.noise_pred_and_maps(step, latents, timestep, self._row)
+        noise_pred, levels = await self._denoiser.noise_pred_and_maps(
+            step, latents, timestep, self._row, rows=rows, keep_graph=keep_graph
+        )
         self._total = self._total + aggregate(levels, self._aggregation, *latents.shape[2:])
         self._num_steps += 1
         return noise_pred

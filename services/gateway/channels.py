@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
 
 import grpc
 import torch
@@ -16,15 +15,16 @@ from sfumato_protos.v1 import (
 )
 
 from sfumato.common import calls
-from sfumato.common.errors import DeadlineExceeded, SfumatoError, Unavailable
+from sfumato.common.errors import SfumatoError, Unavailable
 from sfumato.common.server import channel_options
-from sfumato.common.status import ForwardedError
 from sfumato.common.tensors import from_message, to_message
 from sfumato.gateway.alignment import AttentionControl
 from sfumato.gateway.attention_maps import Word
 from sfumato.gateway.config import GatewaySettings
 from sfumato.gateway.denoisers import DenoiserStream, Replica, check_targets
+from sfumato.gateway.failures import calling
 from sfumato.gateway.generation import EncodedTexts
+from sfumato.gateway.gradient_channels import GradientServices
 from sfumato.gateway.parameters import FamilyInfo
 
 # Every unary call is a function of its request, so repeating one is safe.
@@ -45,19 +45,6 @@ SERVICE_CONFIG = json.dumps(
         ],
     }
 )
-
-
-@contextlib.contextmanager
-def _calling(service: str, target: str) -> Iterator[None]:
-    """Turns a failed call into an error that the client can read."""
-    try:
-        yield
-    except grpc.aio.AioRpcError as error:
-        if error.code() is grpc.StatusCode.UNAVAILABLE:
-            raise Unavailable(f"the {service} at {target} does not answer: {error.details()}") from error
-        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-            raise DeadlineExceeded(f"the deadline passed in the {service}") from error
-        raise ForwardedError(error) from error
 
 
 class ModelServices:
@@ -83,6 +70,7 @@ class ModelServices:
         self._channels = [encoder, decoder, *denoisers]
         self.encoder: encoder_pb2_grpc.EncoderServiceAsyncStub = encoder_pb2_grpc.EncoderServiceStub(encoder)
         self.decoder: decoder_pb2_grpc.DecoderServiceAsyncStub = decoder_pb2_grpc.DecoderServiceStub(decoder)
+        self.gradients = GradientServices(self.encoder, self.decoder, settings)
         self.replicas = [
             Replica(target, denoiser_pb2_grpc.DenoiserServiceStub(stream))
             for target, stream in zip(targets, denoisers, strict=True)
@@ -114,6 +102,8 @@ class ModelServices:
             max_tokens=encoder.max_tokens,
             scheduler_config=json.loads(denoiser.scheduler_config),
             num_cross_attention_layers=denoiser.num_cross_attention_layers,
+            embedding_size=encoder.embedding_size,
+            noised_clip=encoder.noised_clip,
         )
 
     async def _denoiser_info(self) -> denoiser_pb2.GetDenoiserInfoResponse:
@@ -125,7 +115,7 @@ class ModelServices:
     async def encode_text(self, texts: list[str]) -> EncodedTexts:
         """The conditioning of each text, and its words."""
         request = encoder_pb2.EncodeTextRequest(texts=texts)
-        with _calling("encoder", self.settings.encoder_target):
+        with calling("encoder", self.settings.encoder_target):
             response = await self.encoder.EncodeText(request, **calls.outgoing())
         limit = self.settings.max_message_bytes
         embeds = from_message(response.prompt_embeds, "prompt_embeds", (len(texts), None, None), limit)
@@ -138,7 +128,7 @@ class ModelServices:
     async def encode_image(self, image: bytes, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and deviation of the image's latents."""
         request = decoder_pb2.EncodeRequest(image=image, width=width, height=height)
-        with _calling("decoder", self.settings.decoder_target):
+        with calling("decoder", self.settings.decoder_target):
             response = await self.decoder.Encode(request, **calls.outgoing())
         limit = self.settings.max_message_bytes
         mean = from_message(response.mean, "mean", (1, None, None, None), limit)
@@ -148,7 +138,7 @@ class ModelServices:
         """The encoded image; image_format is PNG, JPEG or WEBP."""
         wire_format = decoder_pb2.ImageFormat.Value(f"IMAGE_FORMAT_{image_format}")
         request = decoder_pb2.DecodeRequest(latents=to_message(latents), image_format=wire_format)
-        with _calling("decoder", self.settings.decoder_target):
+        with calling("decoder", self.settings.decoder_target):
             response = await self.decoder.Decode(request, **calls.outgoing())
         return response.image
 

@@ -7,6 +7,7 @@ inputs, so the image is the same.
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,26 +73,65 @@ class DenoiserStream:
         self._step_seconds = step_seconds
         self._replica: Replica | None = None
         self._call: Any = None
+        # The last step whose graph is to be kept, and the call that keeps it.
+        self._kept: denoiser_pb2.DenoiseRequest | None = None
+        self._keeping_call: Any = None
 
-    async def noise_pred(self, step: int, latents: torch.Tensor, timestep: float) -> torch.Tensor:
+    async def noise_pred(
+        self,
+        step: int,
+        latents: torch.Tensor,
+        timestep: float,
+        *,
+        rows: Sequence[int] = (),
+        keep_graph: bool = False,
+    ) -> torch.Tensor:
         """[rows, C, h, w]. Repeats the step elsewhere when the replica is lost.
+
+        Args:
+            rows: of the conditioning; none named: all.
+            keep_graph: whether `gradient` may follow.
 
         Raises:
             Unavailable: no replica answered for wait_seconds, or within the deadline.
         """
-        message = denoiser_pb2.DenoiseStep(step=step, latents=to_message(latents), timestep=timestep)
+        message = denoiser_pb2.DenoiseStep(
+            step=step, latents=to_message(latents), timestep=timestep, rows=rows, keep_graph=keep_graph
+        )
         response = await self._answer(denoiser_pb2.DenoiseRequest(step=message))
-        return _noise_pred(response, self._num_rows, latents)
+        return _noise_pred(response, len(rows) or self._num_rows, latents)
+
+    async def gradient(self, step: int, noise_pred_gradient: torch.Tensor) -> torch.Tensor:
+        """Sum over rows of gradient[row] . d noise_pred[row] / d latents of the step just done: [1, C, h, w].
+
+        A replica that was lost in between is replaced by one that does the step again first.
+        """
+        message = denoiser_pb2.DenoiseGradient(step=step, noise_pred_gradient=to_message(noise_pred_gradient))
+        response = await self._answer(denoiser_pb2.DenoiseRequest(gradient=message))
+        shape = (1, *noise_pred_gradient.shape[1:])
+        return from_message(response.latents_gradient, "latents_gradient", shape, noise_pred_gradient.numel())
 
     async def noise_pred_and_maps(
-        self, step: int, latents: torch.Tensor, timestep: float, row: int
+        self,
+        step: int,
+        latents: torch.Tensor,
+        timestep: float,
+        row: int,
+        *,
+        rows: Sequence[int] = (),
+        keep_graph: bool = False,
     ) -> tuple[torch.Tensor, list[LayerMaps]]:
         """As noise_pred, and the cross-attention maps of one row, the largest resolution first."""
         message = denoiser_pb2.DenoiseStep(
-            step=step, latents=to_message(latents), timestep=timestep, attention_rows=[row]
+            step=step,
+            latents=to_message(latents),
+            timestep=timestep,
+            rows=rows,
+            attention_rows=[row],
+            keep_graph=keep_graph,
         )
         response = await self._answer(denoiser_pb2.DenoiseRequest(step=message))
-        return _noise_pred(response, self._num_rows, latents), layer_maps(response, latents)[0]
+        return _noise_pred(response, len(rows) or self._num_rows, latents), layer_maps(response, latents)[0]
 
     async def edit(
         self,
@@ -131,6 +171,14 @@ class DenoiserStream:
             self._replica.num_trajectories += 1
             self._call = self._replica.stub.Denoise(**calls.outgoing())
             await self._call.write(denoiser_pb2.DenoiseRequest(open=self._open))
+        if request.HasField("gradient") and self._kept is not None and self._keeping_call is not self._call:
+            await self._ask(self._kept)
+        response = await self._ask(request)
+        if request.step.keep_graph:
+            self._kept, self._keeping_call = request, self._call
+        return response
+
+    async def _ask(self, request: denoiser_pb2.DenoiseRequest) -> denoiser_pb2.DenoiseResponse:
         await self._call.write(request)
         response = await self._call.read()
         if response is grpc.aio.EOF:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -11,10 +11,11 @@ import torch
 
 from sfumato.gateway.alignment import AttentionControl
 from sfumato.gateway.attention_maps import AttentionWatch, AttentiveDenoiser, Word
-from sfumato.gateway.guidance import conditioning_texts
+from sfumato.gateway.clip_gradient import ClipServices, DifferentiableDenoiser, Targets, embed_targets
 from sfumato.gateway.masks import latent_mask
 from sfumato.gateway.parameters import FamilyInfo, Parameters
 from sfumato.gateway.prompt_to_prompt import EditingDenoiser
+from sfumato.gateway.steering import NoisePred, Steering
 from sfumato.gateway.trajectory import Source, prepare, sample
 
 
@@ -33,13 +34,21 @@ class EncodedTexts:
     words: list[list[Word]]
 
 
-class Denoiser(AttentiveDenoiser, EditingDenoiser, Protocol):
+class Denoiser(AttentiveDenoiser, DifferentiableDenoiser, EditingDenoiser, Protocol):
     """An open trajectory at a denoiser."""
 
     num_replayed_steps: int
 
-    async def noise_pred(self, step: int, latents: torch.Tensor, timestep: float) -> torch.Tensor:
-        """[rows, C, h, w] for one latent [1, C, h, w]."""
+    async def noise_pred(
+        self,
+        step: int,
+        latents: torch.Tensor,
+        timestep: float,
+        *,
+        rows: Sequence[int] = (),
+        keep_graph: bool = False,
+    ) -> torch.Tensor:
+        """[rows, C, h, w] for one latent [1, C, h, w]; rows: of the conditioning, none named: all."""
 
     async def close(self) -> None:
         """Frees what the stream holds."""
@@ -47,6 +56,10 @@ class Denoiser(AttentiveDenoiser, EditingDenoiser, Protocol):
 
 class Services(Protocol):
     """The model services as a generation sees them."""
+
+    @property
+    def gradients(self) -> ClipServices:
+        """What CLIP guidance asks of encoder and decoder."""
 
     async def encode_text(self, texts: list[str]) -> EncodedTexts:
         """The conditioning of each text, and its words."""
@@ -141,13 +154,15 @@ class Generation:
         p = self.parameters
         _, timesteps = prepare(p, self.family.scheduler_config)
         with self.seconds.add_to("encode_text"):
-            texts = conditioning_texts(p.prompt, p.negative_prompt, p.guided)
+            texts = p.conditioning_texts
             encoded = await self.services.encode_text(texts)
+            clip = p.guidance.clip
+            targets = await embed_targets(clip, self.services.gradients) if clip else None
         source = await self._source() if p.image else None
         yield Started(len(timesteps), cut_warnings(texts, encoded, self.family))
         # Bounded, so that a slow reader slows its own request and nothing piles up.
         queue: asyncio.Queue[Event | BaseException | None] = asyncio.Queue(maxsize=64)
-        runs = asyncio.gather(*(self._image(i, encoded, source, queue) for i in range(p.num_images)))
+        runs = asyncio.gather(*(self._image(i, encoded, targets, source, queue) for i in range(p.num_images)))
         feeder = asyncio.ensure_future(_end(runs, queue))
         try:
             while (event := await queue.get()) is not None:
@@ -177,22 +192,27 @@ class Generation:
         self,
         index: int,
         encoded: EncodedTexts,
+        targets: Targets | None,
         source: Source | None,
         queue: "asyncio.Queue[Event | BaseException | None]",
     ) -> None:
         p = self.parameters
         seed = p.seed + index
         denoiser = self.services.open_trajectory(encoded.prompt_embeds)
-        watch, noise_pred = None, denoiser.noise_pred
+        watch: AttentionWatch | None = None
+        noise_pred: NoisePred = denoiser.noise_pred
         if p.attention is not None:
             watch = AttentionWatch(
                 denoiser, p.prompt_row, encoded.words[p.prompt_row], p.attention.aggregation
             )
             noise_pred = watch.noise_pred
+        gradients = self.services.gradients
+        decoding = gradients.open_decoding() if targets and not p.guidance.noised else None
+        steering = Steering(p, seed, noise_pred, denoiser, targets, gradients, decoding)
         latents = torch.empty(0)
         begun = time.perf_counter()
         try:
-            async for step in sample(p, seed, self.family, source, noise_pred):
+            async for step in sample(p, seed, self.family, source, steering):
                 latents = step.latents
                 done = step.index + 1
                 wanted = p.preview_interval_steps and done % p.preview_interval_steps == 0
@@ -205,6 +225,8 @@ class Generation:
             self.seconds.denoise += time.perf_counter() - begun
             self.seconds.num_replayed_steps += denoiser.num_replayed_steps
             await denoiser.close()
+            if decoding is not None:
+                await decoding.close()
         with self.seconds.add_to("decode"):
             data = await self.services.decode(latents, p.image_format)
         await queue.put(Finished(index, seed, data))

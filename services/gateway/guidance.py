@@ -1,6 +1,42 @@
-"""Guidance: which rows of conditioning a step needs, and how their predictions combine."""
+"""Guidance: which rows of conditioning a step needs, and how predictions and gradients combine.
+
+Classifier-free: Ho and Salimans 2022, equation 6; rescaled: Lin et al. 2023, equations 15 and 16. By a
+gradient of log p(y | x_t), or of CLIP's similarity in its place: Dhariwal and Nichol 2021, algorithms 1
+(ancestral) and 2 (score form); Nichol et al. 2021 (GLIDE), section 2.3.
+
+Here x_t is variance preserving: sqrt(abar_t) x_0 + sqrt(1 - abar_t) e. All tensors are [1, C, h, w] but for
+rows.
+"""
+
+from dataclasses import dataclass
 
 import torch
+
+EPSILON, V_PREDICTION = "epsilon", "v_prediction"
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where the UNet is asked: one evaluation of one trajectory."""
+
+    index: int  # of the evaluation, from 0
+    num_steps: int  # evaluations of the trajectory
+    model_input: torch.Tensor  # x_t
+    timestep: float  # t
+    alpha_cumprod: float  # abar_t of x_t's own noise level
+    prediction_type: str  # EPSILON or V_PREDICTION
+
+    def predicted_x0(self, model_input: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
+        """x0 from x_t and eps or v (Ho et al. 2020, equation 15; Salimans and Ho 2022, section 4)."""
+        return x0_of(model_input, prediction, self.alpha_cumprod, self.prediction_type)
+
+
+@dataclass(frozen=True)
+class Guided:
+    """A step's prediction, and the gradient s grad log p(y | x_t) that it is still to follow, or None."""
+
+    noise_pred: torch.Tensor
+    gradient: torch.Tensor | None = None
 
 
 def conditioning_texts(prompt: str, negative_prompt: str, guided: bool) -> list[str]:
@@ -8,12 +44,13 @@ def conditioning_texts(prompt: str, negative_prompt: str, guided: bool) -> list[
     return [negative_prompt, prompt] if guided else [prompt]
 
 
-def classifier_free(noise_pred: torch.Tensor, guidance_scale: float) -> torch.Tensor:
-    """z_null + s (z_c - z_null) (Ho and Salimans 2022, equation 6).
+def classifier_free(noise_pred: torch.Tensor, guidance_scale: float, rescale: float = 0.0) -> torch.Tensor:
+    """z_null + s (z_c - z_null), its standard deviation set back to that of z_c by the share `rescale`.
 
     Args:
         noise_pred: [2, ...] for the null text and the prompt, or [1, ...] for the prompt alone.
         guidance_scale: s.
+        rescale: phi, 0 to 1; 0: off.
 
     Returns:
         [1, ...].
@@ -21,4 +58,36 @@ def classifier_free(noise_pred: torch.Tensor, guidance_scale: float) -> torch.Te
     if len(noise_pred) == 1:
         return noise_pred
     noise_pred_null, noise_pred_text = noise_pred.chunk(2)
-    return noise_pred_null + guidance_scale * (noise_pred_text - noise_pred_null)
+    guided = noise_pred_null + guidance_scale * (noise_pred_text - noise_pred_null)
+    if rescale == 0:
+        return guided
+    rescaled = guided * (noise_pred_text.std() / guided.std())
+    return rescale * rescaled + (1 - rescale) * guided
+
+
+def x0_of(
+    model_input: torch.Tensor, prediction: torch.Tensor, alpha_cumprod: float, prediction_type: str
+) -> torch.Tensor:
+    """The predicted x0, from eps or v."""
+    signal, noise = alpha_cumprod**0.5, (1 - alpha_cumprod) ** 0.5
+    if prediction_type == V_PREDICTION:
+        return signal * model_input - noise * prediction
+    return (model_input - noise * prediction) / signal
+
+
+def score_form(
+    prediction: torch.Tensor, gradient: torch.Tensor, alpha_cumprod: float, prediction_type: str
+) -> torch.Tensor:
+    """eps' = eps - sqrt(1 - abar) gradient; for v = sqrt(abar) eps - sqrt(1 - abar) x0 the same change of
+    eps.
+
+    At constant x_t, d v / d eps = 1 / sqrt(abar).
+    """
+    change = (1 - alpha_cumprod) ** 0.5 * gradient
+    return prediction - (change / alpha_cumprod**0.5 if prediction_type == V_PREDICTION else change)
+
+
+def clamped(gradient: torch.Tensor, limit: float) -> torch.Tensor:
+    """The gradient, scaled down to the limit where its root mean square is beyond it; 0: no limit."""
+    magnitude = float(gradient.square().mean().sqrt())
+    return gradient * (limit / magnitude) if 0 < limit < magnitude else gradient

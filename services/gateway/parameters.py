@@ -3,12 +3,14 @@
 import math
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sfumato.common.errors import InvalidArgument, NotFound, ResourceExhausted
 from sfumato.gateway.attention_maps import AttentionOptions, resolve_options
 from sfumato.gateway.config import GatewaySettings
+from sfumato.gateway.guidance import conditioning_texts
+from sfumato.gateway.guidance_options import Guidance, check_family, kinds_of, resolve_guidance
 from sfumato.gateway.sampling import SCHEDULERS
 
 
@@ -25,6 +27,13 @@ class FamilyInfo:
     max_tokens: int
     scheduler_config: dict[str, Any]
     num_cross_attention_layers: int = 0
+    embedding_size: int = 0
+    noised_clip: bool = False
+
+    @property
+    def guidance_kinds(self) -> list[str]:
+        """Kinds of guidance that can be asked for."""
+        return kinds_of(self.embedding_size, self.noised_clip)
 
 
 @dataclass(frozen=True)
@@ -46,11 +55,19 @@ class Parameters:
     image: bytes
     mask: bytes
     attention: AttentionOptions | None = None
+    guidance: Guidance = field(default_factory=Guidance)
 
     @property
     def guided(self) -> bool:
         """Whether the null text is needed beside the prompt."""
-        return self.guidance_scale > 1
+        return self.guidance.classifier_free and self.guidance_scale > 1
+
+    @property
+    def conditioning_texts(self) -> list[str]:
+        """Texts of the conditioning rows."""
+        if not self.guidance.classifier_free:
+            return [""]
+        return conditioning_texts(self.prompt, self.negative_prompt, self.guided)
 
     @property
     def prompt_row(self) -> int:
@@ -75,8 +92,9 @@ def resolve(given: Mapping[str, Any], family: FamilyInfo, settings: GatewaySetti
     side = family.sample_size * family.vae_scale_factor
     image, mask = given.get("image", b""), given.get("mask", b"")
     num_images = _whole(given, "num_images", 1, 1, settings.max_num_images)
+    prompt = _text(given, "prompt", settings.max_prompt_characters)
     parameters = Parameters(
-        prompt=_text(given, "prompt", settings.max_prompt_characters),
+        prompt=prompt,
         negative_prompt=_text(given, "negative_prompt", settings.max_prompt_characters),
         seed=_whole(given, "seed", secrets.randbits(32), 0, 2**63 - 1 - num_images),
         num_images=num_images,
@@ -91,6 +109,9 @@ def resolve(given: Mapping[str, Any], family: FamilyInfo, settings: GatewaySetti
         image=image,
         mask=mask,
         attention=resolve_options(given.get("attention_maps"), family.num_cross_attention_layers),
+        guidance=resolve_guidance(
+            given.get("guidance", {}), prompt, settings.max_prompt_characters, settings.max_image_bytes
+        ),
     )
     _check(parameters, given, family, settings)
     return parameters
@@ -108,9 +129,15 @@ def _check(
     if parameters.width * parameters.height > max_pixels:
         asked = f"{parameters.width}x{parameters.height}"
         raise InvalidArgument("width x height", f"at most {max_pixels} pixels", asked)
-    for field, data in (("image", parameters.image), ("mask", parameters.mask)):
+    for name, data in (("image", parameters.image), ("mask", parameters.mask)):
         if len(data) > settings.max_image_bytes:
-            raise ResourceExhausted(field, f"at most {settings.max_image_bytes} bytes", f"{len(data)} bytes")
+            raise ResourceExhausted(name, f"at most {settings.max_image_bytes} bytes", f"{len(data)} bytes")
+    check_family(parameters.guidance, family.embedding_size, family.noised_clip)
+    if not parameters.guidance.classifier_free:
+        for name in ("guidance_scale", "negative_prompt", "attention_maps"):
+            if name in given:
+                advice = f"Guidance {parameters.guidance.kind} does not show the prompt to the UNet."
+                raise InvalidArgument(name, "left out", given[name], advice)
     if parameters.mask and not parameters.image:
         raise InvalidArgument("mask", "given together with image", "given alone")
     if "strength" in given and not parameters.image:

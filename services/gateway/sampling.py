@@ -11,6 +11,7 @@ import diffusers
 import torch
 
 from sfumato.common.errors import InvalidArgument
+from sfumato.gateway.guidance import x0_of
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddpm": ("DDPMScheduler", {}),
@@ -61,6 +62,37 @@ def set_timesteps(scheduler: Any, num_inference_steps: int, strength: float) -> 
     return timesteps
 
 
+def noise_levels(scheduler: Any, timesteps: torch.Tensor) -> list[float]:
+    """abar of the latents at each of the timesteps to run, the last of the scheduler's.
+
+    Samplers that step in sigma = sqrt((1 - abar) / abar) say themselves which noise level the latents have;
+    their timesteps may be rounded.
+    """
+    sigmas = getattr(scheduler, "sigmas", None)
+    if sigmas is None:
+        return [float(scheduler.alphas_cumprod[int(timestep)]) for timestep in timesteps]
+    first = len(scheduler.timesteps) - len(timesteps)
+    return [1 / (1 + float(sigma) ** 2) for sigma in sigmas[first : first + len(timesteps)]]
+
+
+def is_ancestral(scheduler: Any) -> bool:
+    """Whether a step samples from N(mu, Sigma), so that guidance shifts mu (DDPM)."""
+    return isinstance(scheduler, diffusers.DDPMScheduler)
+
+
+def ancestral_variance(scheduler: Any, timestep: float) -> float:
+    """DDPM's Sigma: beta_t, or (1 - abar_prev) / (1 - abar_t) beta_t (Ho et al. 2020, section 3.2)."""
+    t = int(timestep)
+    previous = int(scheduler.previous_timestep(t))
+    if previous < 0:
+        return 0.0
+    alpha_cumprod, before = float(scheduler.alphas_cumprod[t]), float(scheduler.alphas_cumprod[previous])
+    beta = 1 - alpha_cumprod / before
+    if scheduler.config.variance_type.startswith("fixed_large"):
+        return beta
+    return (1 - before) / (1 - alpha_cumprod) * beta
+
+
 def step_options(scheduler: Any, generator: torch.Generator) -> dict[str, Any]:
     """Keyword arguments of `scheduler.step` that this scheduler has: eta 0 and the image's generator."""
     names = inspect.signature(scheduler.step).parameters
@@ -81,7 +113,4 @@ def predicted_x0(
     """
     index = min(max(round(timestep), 0), len(scheduler.alphas_cumprod) - 1)
     alpha_cumprod = float(scheduler.alphas_cumprod[index])
-    signal, noise = alpha_cumprod**0.5, (1 - alpha_cumprod) ** 0.5
-    if scheduler.config.prediction_type == "v_prediction":
-        return signal * model_input - noise * model_output
-    return (model_input - noise * model_output) / signal
+    return x0_of(model_input, model_output, alpha_cumprod, scheduler.config.prediction_type)

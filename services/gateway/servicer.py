@@ -21,6 +21,7 @@ from sfumato.gateway.edit_parameters import resolve_edit
 from sfumato.gateway.editing import EditorChannel, register_editing
 from sfumato.gateway.generation import Attended, Event, Finished, Generation, Seconds, Started, Stepped
 from sfumato.gateway.message_parts import format_value, name_format, take_request_id, timings_message
+from sfumato.gateway.guidance_messages import given_guidance, guidance_message, kind_value
 from sfumato.gateway.parameters import FamilyInfo, Parameters, resolve
 from sfumato.gateway.prompt_edits import PromptEdit
 from sfumato.gateway.sampling import SCHEDULERS, make_scheduler
@@ -86,6 +87,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
             size_multiple=self.family.vae_scale_factor,
             max_pixels=min(self.settings.max_pixels, self.family.max_pixels),
             max_tokens=self.family.max_tokens,
+            guidance_kinds=[kind_value(kind) for kind in self.family.guidance_kinds],
         )
         return gateway_pb2.ListFamiliesResponse(families=[family])
 
@@ -147,6 +149,8 @@ def given_fields(request: gateway_pb2.GenerateRequest) -> dict[str, Any]:
     name_format(given)
     if "attention_maps" in given:
         given["attention_maps"] = given_options(given["attention_maps"])
+    if "guidance" in given:
+        given["guidance"] = given_guidance(given["guidance"])
     return given
 
 
@@ -187,7 +191,7 @@ def resolved_request(p: Parameters, family: FamilyInfo) -> gateway_pb2.GenerateR
         seed=p.seed,
         num_images=p.num_images,
         num_inference_steps=p.num_inference_steps,
-        guidance_scale=p.guidance_scale,
+        guidance_scale=p.guidance_scale if p.guidance.classifier_free else None,
         scheduler=scheduler_value(p.scheduler),
         width=p.width,
         height=p.height,
@@ -196,4 +200,5 @@ def resolved_request(p: Parameters, family: FamilyInfo) -> gateway_pb2.GenerateR
         image_format=format_value(p.image_format),
         request_id=calls.request_id.get(),
         attention_maps=options_message(p.attention) if p.attention else None,
+        guidance=guidance_message(p.guidance),
     )

@@ -10,13 +10,20 @@ from typing import Any
 
 import torch
 
-from sfumato.common.errors import SfumatoError
-from sfumato.gateway.guidance import classifier_free
+from sfumato.gateway.guidance import Guided, Point, score_form
 from sfumato.gateway.parameters import FamilyInfo, Parameters
-from sfumato.gateway.sampling import make_scheduler, predicted_x0, set_timesteps, step_options
+from sfumato.gateway.sampling import (
+    ancestral_variance,
+    is_ancestral,
+    make_scheduler,
+    noise_levels,
+    predicted_x0,
+    set_timesteps,
+    step_options,
+)
 
-# (index of the step, model input [1, C, h, w], timestep) -> noise_pred [rows, C, h, w]
-Denoise = Callable[[int, torch.Tensor, float], Awaitable[torch.Tensor]]
+# The prediction and the gradient at one evaluation of the trajectory.
+Guide = Callable[[Point], Awaitable[Guided]]
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ def prepare(parameters: Parameters, scheduler_config: dict[str, Any]) -> tuple[A
 
 
 async def sample(
-    parameters: Parameters, seed: int, family: FamilyInfo, source: Source | None, denoise: Denoise
+    parameters: Parameters, seed: int, family: FamilyInfo, source: Source | None, guide: Guide
 ) -> AsyncIterator[Step]:
     """Runs the trajectory of one image, yielding after each step; the last one's latents are the image."""
     scheduler, timesteps = prepare(parameters, family.scheduler_config)
@@ -59,15 +66,18 @@ async def sample(
     shape = (1, family.latent_channels, parameters.height // factor, parameters.width // factor)
     start = Start(scheduler, timesteps, generator, shape, source, family.scaling_factor, parameters.strength)
     latents = start.latents
+    levels = noise_levels(scheduler, timesteps)
+    prediction_type = scheduler.config.prediction_type
     for index, timestep in enumerate(timesteps):
         model_input = scheduler.scale_model_input(latents, timestep)
-        rows = await denoise(index, model_input, float(timestep))
-        noise_pred = classifier_free(rows, parameters.guidance_scale)
-        if not bool(torch.isfinite(noise_pred).all()):
-            raise SfumatoError(
-                f"The noise prediction of step {index + 1} is not finite; lower guidance_scale"
-            )
+        t, level = float(timestep), levels[index]
+        guided = await guide(Point(index, len(timesteps), model_input, t, level, prediction_type))
+        noise_pred, gradient = guided.noise_pred, guided.gradient
+        if gradient is not None and not is_ancestral(scheduler):
+            noise_pred = score_form(noise_pred, gradient, level, prediction_type)
         latents = scheduler.step(noise_pred, timestep, latents, **options, return_dict=False)[0]
+        if gradient is not None and is_ancestral(scheduler):
+            latents = latents + ancestral_variance(scheduler, t) * gradient
         if source is not None and source.mask is not None:
             later = timesteps[index + 1 : index + 2]
             kept = (

@@ -1,0 +1,116 @@
+"""One image's guidance: from a point of its trajectory to the prediction and the gradient that steer it.
+
+Which calls a step makes is all that the kinds differ in:
+
+    none, cfg       denoiser
+    clip            denoiser, decoder, encoder, decoder back, denoiser back (path predicted_x0)
+    noised_clip     denoiser, encoder
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from sfumato.common.errors import SfumatoError
+from sfumato.gateway.clip_gradient import (
+    ClipServices,
+    Decoding,
+    DifferentiableDenoiser,
+    Targets,
+    check_finite,
+    image_gradient,
+)
+from sfumato.gateway.guidance import Guided, Point, clamped, classifier_free
+from sfumato.gateway.guidance_options import PREDICTED_X0, ClipOptions
+from sfumato.gateway.parameters import Parameters
+
+
+class NoisePred(Protocol):
+    """The denoiser's forward pass, or what watches it."""
+
+    async def __call__(
+        self,
+        step: int,
+        latents: torch.Tensor,
+        timestep: float,
+        *,
+        rows: Sequence[int] = (),
+        keep_graph: bool = False,
+    ) -> torch.Tensor:
+        """[rows, C, h, w] for one latent [1, C, h, w]; rows: of the conditioning, none named: all."""
+
+
+@dataclass(frozen=True)
+class Steering:
+    """Calls what the request's kind of guidance needs.
+
+    Attributes:
+        parameters: the request's.
+        seed: of the image; each step's cutouts are drawn from it and the step.
+        noise_pred: the denoiser's forward pass.
+        denoiser: its backward pass.
+        targets: what CLIP compares with; None where the kind does not use it.
+        services: encoder and decoder.
+        decoding: the decoder's stream; None where the kind does not decode.
+    """
+
+    parameters: Parameters
+    seed: int
+    noise_pred: NoisePred
+    denoiser: DifferentiableDenoiser
+    targets: Targets | None = None
+    services: ClipServices | None = None
+    decoding: Decoding | None = None
+
+    async def __call__(self, point: Point) -> Guided:
+        """The prediction to take at this point, and the gradient to follow.
+
+        Raises:
+            SfumatoError: a prediction or gradient is not finite.
+        """
+        p, guidance = self.parameters, self.parameters.guidance
+        active = guidance.is_active(point.index, point.num_steps)
+        clip = guidance.clip if active else None
+        rows = await self.noise_pred(
+            point.index,
+            point.model_input,
+            point.timestep,
+            # Without guidance the null text is not needed.
+            rows=() if active or not p.guided else (p.prompt_row,),
+            keep_graph=self.decoding is not None and clip is not None and clip.path == PREDICTED_X0,
+        )
+        combine = functools.partial(
+            classifier_free, guidance_scale=p.guidance_scale, rescale=guidance.rescale
+        )
+        noise_pred = combine(rows)
+        if not bool(torch.isfinite(noise_pred).all()):
+            raise SfumatoError(
+                f"The noise prediction of step {point.index + 1} is not finite; lower guidance_scale"
+            )
+        if clip is None:
+            return Guided(noise_pred)
+        gradient = await self._gradient(point, rows, combine, clip)
+        gradient = check_finite(gradient, "The gradient", point)
+        return Guided(noise_pred, clamped(gradient, clip.gradient_clamp))
+
+    async def _gradient(
+        self, point: Point, rows: torch.Tensor, combine: "functools.partial[torch.Tensor]", clip: ClipOptions
+    ) -> torch.Tensor:
+        services, targets = self.services, self.targets
+        assert services is not None
+        assert targets is not None
+        if self.decoding is None:
+            return await services.guide_latents(point.model_input, point.timestep, targets, clip.scale)
+        seed = (self.seed * 1_000_003 + point.index) % 2**63
+        return await image_gradient(
+            point,
+            rows,
+            combine,
+            lambda image: services.guide_image(image, targets, clip, seed),
+            self.decoding,
+            self.denoiser,
+            clip.path,
+        )
