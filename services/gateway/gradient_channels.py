@@ -17,14 +17,11 @@ from sfumato.gateway.denoisers import LOST, RETRY_SECONDS
 from sfumato.gateway.failures import calling
 from sfumato.gateway.guidance_options import ClipOptions
 
-EncoderStub = encoder_pb2_grpc.EncoderServiceAsyncStub
-DecoderStub = decoder_pb2_grpc.DecoderServiceAsyncStub
-
 
 class DecoderStream:
     """One trajectory's decodes and their gradients; a lost decoder is asked again, the decode included."""
 
-    def __init__(self, stub: "DecoderStub", settings: GatewaySettings) -> None:
+    def __init__(self, stub: "decoder_pb2_grpc.DecoderServiceAsyncStub", settings: GatewaySettings) -> None:
         self._stub = stub
         self._settings = settings
         self._decode = decoder_pb2.DecodeGradientRequest()
@@ -88,7 +85,12 @@ class DecoderStream:
 class GradientServices:
     """Encoder and decoder, as clip_gradient.ClipServices has them."""
 
-    def __init__(self, encoder: "EncoderStub", decoder: "DecoderStub", settings: GatewaySettings) -> None:
+    def __init__(
+        self,
+        encoder: "encoder_pb2_grpc.EncoderServiceAsyncStub",
+        decoder: "decoder_pb2_grpc.DecoderServiceAsyncStub",
+        settings: GatewaySettings,
+    ) -> None:
         self._encoder, self._decoder = encoder, decoder
         self._settings = settings
 

@@ -15,6 +15,8 @@ from sfumato.common.calls import Context
 from sfumato.common.errors import InvalidArgument, ResourceExhausted, Unavailable
 from sfumato.gateway.attention_messages import given_options, maps_message, options_message
 from sfumato.gateway.channels import ModelServices
+from sfumato.gateway.compare_messages import resolved_settings
+from sfumato.gateway.comparison import Comparison
 from sfumato.gateway.config import GatewaySettings
 from sfumato.gateway.edit_messages import edit_response, given_edit_fields
 from sfumato.gateway.edit_parameters import resolve_edit
@@ -111,6 +113,21 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
             edit = PromptEdit(parameters, self.family, self.services)
             async for event in edit.events():
                 yield edit_response(event, parameters, self.family)
+
+    async def Compare(
+        self, request: gateway_pb2.CompareRequest, context: Context
+    ) -> AsyncIterator[gateway_pb2.CompareResponse]:
+        take_request_id(request.request.request_id)
+        settings = resolved_settings(request, given_fields(request.request), self.family, self.settings)
+        with self._room_for(settings[0].num_images):
+            pixels = self.settings.max_input_pixels
+            comparison = Comparison(settings, self.family, self.services, pixels)
+            async for index, event in comparison.events():
+                yield gateway_pb2.CompareResponse(
+                    setting_index=index,
+                    label=request.settings[index].label or str(index),
+                    event=to_response(event, settings[index], self.family),
+                )
 
     @contextlib.contextmanager
     def _room_for(self, num_images: int) -> Iterator[None]:

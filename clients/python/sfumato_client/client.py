@@ -1,6 +1,6 @@
 """`Client` and `AsyncClient`: the same calls, blocking and awaited."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from types import TracebackType
 from typing import Self, Unpack
 
@@ -8,6 +8,7 @@ import grpc
 from sfumato_protos.v1 import gateway_pb2, gateway_pb2_grpc
 
 from sfumato_client.edits import AsyncEdits, Edits
+from sfumato_client.comparison import ComparisonResult, build_comparison
 from sfumato_client.errors import from_rpc_error
 from sfumato_client.prompt_edits import EditPromptOptions, EditPromptResult, build_edit_prompt
 from sfumato_client.requests import GenerateOptions, build_request
@@ -68,6 +69,27 @@ class Client(Edits):
         """The events as they come. Closing the iterator cancels the request."""
         request = build_edit_prompt(prompt, target_prompt, options)
         call = self._stub.EditPrompt(request, timeout=self.timeout)
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            call.cancel()
+
+    def compare(
+        self, prompt: str, settings: Mapping[str, GenerateOptions], **options: Unpack[GenerateOptions]
+    ) -> ComparisonResult:
+        """Makes the same images under several settings of guidance: label to guidance options."""
+        result = ComparisonResult()
+        for event in self.compare_events(prompt, settings, **options):
+            result.add(event)
+        return result
+
+    def compare_events(
+        self, prompt: str, settings: Mapping[str, GenerateOptions], **options: Unpack[GenerateOptions]
+    ) -> Iterator[gateway_pb2.CompareResponse]:
+        """The events as they come. Closing the iterator cancels the request."""
+        call = self._stub.Compare(build_comparison(prompt, settings, options), timeout=self.timeout)
         try:
             yield from call
         except grpc.RpcError as error:
@@ -149,6 +171,21 @@ class AsyncClient(AsyncEdits):
             raise from_rpc_error(error) from error
         finally:
             call.cancel()
+
+    async def compare(
+        self, prompt: str, settings: Mapping[str, GenerateOptions], **options: Unpack[GenerateOptions]
+    ) -> ComparisonResult:
+        """Makes the same images under several settings of guidance: label to guidance options."""
+        result = ComparisonResult()
+        call = self._stub.Compare(build_comparison(prompt, settings, options), timeout=self.timeout)
+        try:
+            async for event in call:
+                result.add(event)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            call.cancel()
+        return result
 
     async def list_families(self) -> list[gateway_pb2.Family]:
         """The families served, and what each can do."""

@@ -5,6 +5,8 @@ from typing import TypedDict
 
 from sfumato_protos.v1 import decoder_pb2, gateway_pb2
 
+from sfumato_client.guidance import OPTIONS, GuidanceOptions, build_guidance
+
 SCHEDULERS: tuple[str, ...] = tuple(
     name.removeprefix("SCHEDULER_").lower() for name in gateway_pb2.Scheduler.keys()[1:]
 )
@@ -19,7 +21,7 @@ class AttentionMapOptions(TypedDict, total=False):
     aggregation: str
 
 
-class GenerateOptions(TypedDict, total=False):
+class GenerateOptions(GuidanceOptions, total=False):
     """What a generation takes beside the prompt; GenerateRequest in gateway.proto has units and ranges."""
 
     family: str
@@ -44,12 +46,12 @@ def build_request(prompt: str, options: GenerateOptions) -> gateway_pb2.Generate
     """The message; unset and None options keep the service's defaults.
 
     Raises:
-        ValueError: a scheduler or format of no such name.
-        OSError: an image or mask that cannot be read.
+        ValueError: a scheduler, format or kind of guidance of no such name.
+        OSError: an image, mask or image prompt that cannot be read.
     """
-    request = gateway_pb2.GenerateRequest(prompt=prompt)
+    request = gateway_pb2.GenerateRequest(prompt=prompt, guidance=build_guidance(options))
     for name, value in options.items():
-        if value is None:
+        if value is None or name in OPTIONS:
             continue
         if name == "scheduler":
             value = scheduler_value(str(value))

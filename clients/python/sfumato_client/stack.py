@@ -22,6 +22,9 @@ READY_SECONDS = 600.0  # a first start exports graphs, and the machine may be bu
 STOP_SECONDS = 40.0
 RESTART_SECONDS = 0.5
 PR_SET_PDEATHSIG = 1
+# How often an idle OpenMP thread looks for work before it sleeps. The default keeps one service's threads
+# spinning on the cores that the next service of a guided step needs.
+OPENMP_SPINS = "3000"
 
 
 class StackError(Exception):
@@ -49,7 +52,7 @@ class Service:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", f"sfumato.{module}"],
-                env={**os.environ, **self.environment},
+                env={"GOMP_SPINCOUNT": OPENMP_SPINS, **os.environ, **self.environment},
                 stderr=log,
                 stdout=log,
                 stdin=subprocess.DEVNULL,

@@ -1,0 +1,64 @@
+"""One prompt and one noise under several settings of guidance, from one encoding of the texts."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from sfumato.gateway.clip_gradient import ClipServices
+from sfumato.gateway.generation import Denoiser, EncodedTexts, Event, Generation, Services
+from sfumato.gateway.parameters import FamilyInfo, Parameters
+
+
+class EncodedOnce:
+    """The services, but texts come from what was encoded before."""
+
+    def __init__(self, services: Services, texts: Sequence[str], encoded: EncodedTexts) -> None:
+        self._services = services
+        self._rows = {text: row for row, text in enumerate(texts)}
+        self._encoded = encoded
+
+    @property
+    def gradients(self) -> ClipServices:
+        """As the services'."""
+        return self._services.gradients
+
+    async def encode_text(self, texts: list[str]) -> EncodedTexts:
+        """As the services', of texts that were encoded."""
+        rows, encoded = [self._rows[text] for text in texts], self._encoded
+        return EncodedTexts(
+            encoded.prompt_embeds[rows],
+            [encoded.num_truncated[row] for row in rows],
+            [encoded.words[row] for row in rows],
+        )
+
+    async def encode_image(self, image: bytes, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """As the services'."""
+        return await self._services.encode_image(image, width, height)
+
+    async def decode(self, latents: torch.Tensor, image_format: str) -> bytes:
+        """As the services'."""
+        return await self._services.decode(latents, image_format)
+
+    def open_trajectory(self, prompt_embeds: torch.Tensor) -> Denoiser:
+        """As the services'."""
+        return self._services.open_trajectory(prompt_embeds)
+
+
+@dataclass
+class Comparison:
+    """Runs the settings one after another; the images of one setting run side by side."""
+
+    settings: Sequence[Parameters]
+    family: FamilyInfo
+    services: Services
+    max_input_pixels: int
+
+    async def events(self) -> AsyncIterator[tuple[int, Event]]:
+        """Each setting's events, with its index; as Generation.events, from the same seeds."""
+        texts = list(dict.fromkeys(text for p in self.settings for text in p.conditioning_texts))
+        once = EncodedOnce(self.services, texts, await self.services.encode_text(texts))
+        for index, parameters in enumerate(self.settings):
+            generation = Generation(parameters, self.family, once, self.max_input_pixels)
+            async for event in generation.events():
+                yield index, event
