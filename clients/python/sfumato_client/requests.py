@@ -29,7 +29,7 @@ class GenerateOptions(GuidanceOptions, total=False):
     seed: int | None
     num_images: int
     num_inference_steps: int
-    guidance_scale: float
+    guidance_scale: float | None
     scheduler: str
     width: int | None
     height: int | None

@@ -18,7 +18,7 @@ from sfumato_client.console import (
     target_or_local,
     with_progress,
 )
-from sfumato_client.guidance import CLIP_PATHS, GUIDANCE_KINDS, GuidanceOptions, ImageFile
+from sfumato_client.guidance import CLIP_PATHS, GUIDANCE_KINDS
 from sfumato_client.requests import SCHEDULERS, GenerateOptions
 from sfumato_client.results import GenerateResult
 
@@ -127,9 +127,9 @@ def generate(
         "range_scale": range_scale,
         "gradient_clamp": gradient_clamp,
         "clip_path": clip_path,
-        **_prompts(prompt, prompt_weight or []),
-        **_image_prompts(image_prompt or []),
     }
+    options.update(_prompts(prompt, prompt_weight or []))
+    options.update(_image_prompts(image_prompt or []))
     with readable_errors(), target_or_local(target, family) as address, Client(address, timeout) as client:
         result = with_progress(client, prompt, options)
     files = [image.save(path) for image, path in zip(result.images, _paths(output, num_images), strict=True)]
@@ -165,7 +165,7 @@ def _as_dict(result: GenerateResult, files: list[Path]) -> dict[str, Any]:
     }
 
 
-def _prompts(prompt: str, weighted: list[str]) -> GuidanceOptions:
+def _prompts(prompt: str, weighted: list[str]) -> GenerateOptions:
     """The prompt with weight 1, and further texts, each "TEXT:WEIGHT"."""
     if not weighted:
         return {}
@@ -181,20 +181,20 @@ def _prompts(prompt: str, weighted: list[str]) -> GuidanceOptions:
     return {"clip_prompts": texts, "clip_prompt_weights": weights}
 
 
-def _image_prompts(items: list[str]) -> GuidanceOptions:
+def _image_prompts(items: list[str]) -> GenerateOptions:
     """Image files, each with its weight behind a colon, or 1."""
     if not items:
         return {}
-    files: list[ImageFile] = []
+    files: list[str] = []
     weights = []
     for item in items:
         file, _, weight = item.rpartition(":")
         try:
             weights.append(float(weight) if file else 1.0)
-        except ValueError:
+        except ValueError:  # the colon is part of the name
             file = ""
             weights.append(1.0)
         files.append(file or item)
-        if not Path(str(files[-1])).is_file():
+        if not Path(files[-1]).is_file():
             raise typer.BadParameter(f"no such file: {files[-1]}", param_hint="--image-prompt")
     return {"image_prompts": files, "image_prompt_weights": weights}
