@@ -38,6 +38,7 @@ format: setup ## Format the code.
 
 bench: setup ## Latency and throughput against diffusers' in-process pipeline, in one run.
 	$(BIN)/python -m tests.bench.pipeline --family $(FAMILY)
+	$(BIN)/python -m tests.bench.guided_step --family $(FAMILY)
 
 bench-edit: setup ## An iteration in the editor against one of the bare loop, in one run.
 	$(BIN)/python -m tests.bench.edit_iteration --family $(FAMILY)
