@@ -47,13 +47,6 @@ class ResourceExhausted(SfumatoError):
         super().__init__(f"{text}. {advice}" if advice else text, field=field, limit=limit, value=value)
 
 
-class FailedPrecondition(SfumatoError):
-    """The request cannot be run with this family, or ran into numbers that cannot be used."""
-
-    code = "FAILED_PRECONDITION"
-    reason = "FAILED_PRECONDITION"
-
-
 class NotFound(SfumatoError):
     """The named resource does not exist."""
 
@@ -69,7 +62,7 @@ class AlreadyExists(SfumatoError):
 
 
 class FailedPrecondition(SfumatoError):
-    """Not in this state; something else has to happen first."""
+    """Not in this state, or not with this family; something else has to be chosen or happen first."""
 
     code = "FAILED_PRECONDITION"
     reason = "FAILED_PRECONDITION"
