@@ -75,12 +75,14 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         texts = self._checked_texts(request.texts)
         loop = asyncio.get_running_loop()
         embeds, cut = await loop.run_in_executor(self.executor, self.text_encoder.encode, texts)
+        # On the same thread: the tokenizer keeps padding and truncation in itself from call to call.
+        all_words = await loop.run_in_executor(self.executor, self.text_encoder.words, texts)
         return encoder_pb2.EncodeTextResponse(
             prompt_embeds=to_message(embeds),
             num_truncated_tokens=cut,
             texts=[
                 encoder_pb2.TextWords(words=[encoder_pb2.Word(**dataclasses.asdict(word)) for word in words])
-                for words in self.text_encoder.words(texts)
+                for words in all_words
             ],
         )
 

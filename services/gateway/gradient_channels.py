@@ -52,6 +52,8 @@ class DecoderStream:
                     await self.close()
                     if error.code() not in LOST or time.monotonic() >= give_up:
                         raise
+                except asyncio.InvalidStateError:  # written to after the decoder was lost
+                    await self.close()
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _exchange(
