@@ -47,9 +47,7 @@ async def gradient_of(path: str, services: Services, rows: torch.Tensor) -> torc
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("spoilt", ["decode", "guide"])
 async def test_a_gradient_that_is_not_finite_names_the_step_and_what_to_do(path: str, spoilt: str) -> None:
-    with pytest.raises(
-        FailedPrecondition, match=r"step 5 is not finite; lower guidance\.clip\.scale"
-    ) as error:
+    with pytest.raises(FailedPrecondition, match=r"step 5 is not finite; lower guidance") as error:
         await gradient_of(path, Services(spoilt), torch.ones(2, 1, 2, 2))
     assert (error.value.field, error.value.code) == ("guidance.clip.scale", "FAILED_PRECONDITION")
     assert error.value.limit
