@@ -177,7 +177,8 @@ async def test_a_denoiser_or_decoder_lost_between_step_and_gradient_changes_noth
             lost.append(tiny_stack.decoder)
             for service in lost:
                 service.process.kill()
-            await asyncio.gather(*(asyncio.to_thread(bring_back, service) for service in lost))
+            for service in lost:
+                await asyncio.to_thread(bring_back, service)
         result = await denoiser.gradient(at.index, vector), await decoding.gradient(pixels)
         assert denoiser.num_replayed_steps == kill
         await denoiser.close()

@@ -22,6 +22,8 @@ READY_SECONDS = 600.0  # a first start exports graphs, and the machine may be bu
 STOP_SECONDS = 40.0
 RESTART_SECONDS = 0.5
 PR_SET_PDEATHSIG = 1
+# Loaded here: in a child forked from threads, loading may find a lock taken for ever.
+_LIBC = ctypes.CDLL(None)
 # How often an idle OpenMP thread looks for work before it sleeps. The default keeps one service's threads
 # spinning on the cores that the next service of a guided step needs.
 OPENMP_SPINS = "3000"
@@ -219,4 +221,4 @@ def free_port() -> int:
 def _die_with_parent() -> None:
     """In the child: SIGTERM when the launcher dies, even by SIGKILL (Linux)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
