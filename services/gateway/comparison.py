@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from sfumato.gateway.alignment import AttentionControl
 from sfumato.gateway.clip_gradient import ClipServices
 from sfumato.gateway.generation import Denoiser, EncodedTexts, Event, Generation, Services
 from sfumato.gateway.parameters import FamilyInfo, Parameters
@@ -40,9 +41,11 @@ class EncodedOnce:
         """As the services'."""
         return await self._services.decode(latents, image_format)
 
-    def open_trajectory(self, prompt_embeds: torch.Tensor) -> Denoiser:
+    def open_trajectory(
+        self, prompt_embeds: torch.Tensor, control: AttentionControl | None = None
+    ) -> Denoiser:
         """As the services'."""
-        return self._services.open_trajectory(prompt_embeds)
+        return self._services.open_trajectory(prompt_embeds, control)
 
 
 @dataclass

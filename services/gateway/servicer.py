@@ -22,8 +22,8 @@ from sfumato.gateway.edit_messages import edit_response, given_edit_fields
 from sfumato.gateway.edit_parameters import resolve_edit
 from sfumato.gateway.editing import EditorChannel, register_editing
 from sfumato.gateway.generation import Attended, Event, Finished, Generation, Seconds, Started, Stepped
-from sfumato.gateway.message_parts import format_value, name_format, take_request_id, timings_message
 from sfumato.gateway.guidance_messages import given_guidance, guidance_message, kind_value
+from sfumato.gateway.message_parts import format_value, name_format, take_request_id, timings_message
 from sfumato.gateway.parameters import FamilyInfo, Parameters, resolve
 from sfumato.gateway.prompt_edits import PromptEdit
 from sfumato.gateway.sampling import SCHEDULERS, make_scheduler

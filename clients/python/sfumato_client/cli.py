@@ -14,9 +14,9 @@ from rich.table import Table
 
 from sfumato_client.client import Client
 from sfumato_client.commands.attention import attention
-from sfumato_client.commands.edit_prompt import edit_prompt
 from sfumato_client.commands.compare import compare
 from sfumato_client.commands.edit import edit_app
+from sfumato_client.commands.edit_prompt import edit_prompt
 from sfumato_client.commands.generate import generate
 from sfumato_client.commands.operations import operations_app
 from sfumato_client.console import (
