@@ -5,7 +5,7 @@ FAMILY ?= deploy/models/emoji
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench bench-edit edit-durability guidance-report attention-report train evaluate clean
+.PHONY: help setup demo test check format bench bench-edit edit-durability guidance-report edit-report attention-report train evaluate clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ bench-edit: setup ## An iteration in the editor against one of the bare loop, in
 
 edit-durability: setup ## Kill the editor, and the gateway, 20 times each over a batch of edits.
 	$(BIN)/python -m tests.bench.edit_durability --family $(FAMILY) --kills 20
+
+edit-report: setup ## What each editing method reaches, by a judge CLIP (hours; goes on where it stopped).
+	$(BIN)/python -m tests.bench.edit_report --family $(FAMILY)
 
 guidance-report: setup ## Curves of every kind of guidance over its scale, by a judge CLIP (20 minutes).
 	$(BIN)/python -m tests.bench.guidance_report --family $(FAMILY)

@@ -130,6 +130,6 @@ class LatentState(Optimised):
 def keys_distance(clip: Clip, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Mean of 1 - cos of two images' key tokens over the layers and places of CLIP's ViT."""
     visual: Any = clip.model.visual
-    keys = look(visual, clip.normalise(clip.stretch(torch.cat([a, b])))).keys
+    keys = look(visual, clip.normalise(torch.cat([clip.stretch(a), clip.stretch(b)]))).keys
     layers = [1 - F.cosine_similarity(layer[0], layer[1], dim=-1).mean() for layer in keys]
     return torch.stack(layers).mean()
