@@ -119,3 +119,18 @@ def _asking(uri: str) -> Iterator[None]:
 
 def _unavailable(uri: str, error: Exception) -> Unavailable:
     return Unavailable(f"the artifact store does not take or give {uri}: {error}")
+
+
+def checkpoint_path(operation: str, iteration: int) -> str:
+    """Where the state behind an iteration is kept."""
+    return f"{operation}/checkpoints/{iteration:07d}.safetensors"
+
+
+def frame_path(operation: str, iteration: int) -> str:
+    """Where the preview of an iteration is kept."""
+    return f"{operation}/frames/{iteration:07d}.png"
+
+
+def result_path(operation: str, file: str) -> str:
+    """Where a file of the result is kept."""
+    return f"{operation}/result/{file}"

@@ -12,10 +12,10 @@ from sfumato_protos.v1 import editor_pb2
 
 from sfumato.common.errors import InvalidArgument, SfumatoError
 from sfumato.common.status import to_status
-from sfumato.editor.artifacts import ArtifactStore
+from sfumato.editor.artifacts import ArtifactStore, result_path
 from sfumato.editor.edits import ID, Request
 from sfumato.editor.records import Job
-from sfumato.editor.runs import Failure, result_path
+from sfumato.editor.runs import Failure
 
 MAX_INLINE_BYTES = 4 * 2**20
 MEDIA_TYPES = {"png": "image/png", "safetensors": "application/vnd.safetensors"}

@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import structlog
 import torch
 from PIL import Image
 
-from sfumato.common.errors import ResourceExhausted, SfumatoError
-from sfumato.editor.artifacts import ArtifactStore
+from sfumato.common.errors import ResourceExhausted, SfumatoError, Unavailable
+from sfumato.editor.artifacts import ArtifactStore, checkpoint_path, frame_path, result_path
 from sfumato.editor.config import EditorSettings
 from sfumato.editor.edits import Edit, encode_png, load
 from sfumato.editor.method import Models, Progress, State, Tensors
@@ -22,7 +22,9 @@ from sfumato.editor.registry import method_of
 
 log = structlog.get_logger()
 
+T = TypeVar("T")
 ASK_SECONDS = 1.0  # between questions to the database
+RETRY_SECONDS = (1.0, 5.0, 15.0, 30.0)  # between questions to an artifact store that is away
 
 
 class Cancelled(Exception):
@@ -84,9 +86,9 @@ class Runner:
 
     def _chunk(self, edit: Edit, iteration: int, is_cancelled: Callable[[], bool]) -> dict[str, Any]:
         try:
-            live = self._resumed(edit, iteration)
+            live = self._patiently(edit, lambda: self._resumed(edit, iteration))
             self._iterate(edit, live, is_cancelled)
-            return self._saved(edit, live, iteration)
+            return self._patiently(edit, lambda: self._saved(edit, live, iteration))
         except Cancelled:
             return self._ended(edit, iteration, Failure("CANCELLED", "CANCELLED", "cancelled"))
         except SfumatoError as error:
@@ -99,6 +101,19 @@ class Runner:
             log.exception("failed", operation=edit.id, method=edit.method)
             message = f"{edit.method} failed; the editor's log has {edit.id}"
             return self._ended(edit, iteration, Failure("INTERNAL", "INTERNAL", message))
+
+    def _patiently(self, edit: Edit, act: Callable[[], T]) -> T:
+        """Acts again when the artifact store was away: hours of work shall not end with its restart."""
+        for seconds in RETRY_SECONDS:
+            try:
+                return act()
+            except Unavailable as error:
+                log.warning("artifact store away", operation=edit.id, error=error.message, again_in=seconds)
+            if self.stopping.wait(seconds):
+                raise Stopped
+            if edit.id in self.cancelled:
+                raise Cancelled
+        return act()
 
     def _resumed(self, edit: Edit, iteration: int) -> Live:
         """The edit behind that iteration: from memory, or from its checkpoint."""
@@ -176,18 +191,3 @@ class Runner:
         """Ends after the iteration that runs, with a checkpoint."""
         self.stopping.set()
         self._device.shutdown(cancel_futures=True)
-
-
-def checkpoint_path(operation: str, iteration: int) -> str:
-    """Where the state behind an iteration is kept."""
-    return f"{operation}/checkpoints/{iteration:07d}.safetensors"
-
-
-def frame_path(operation: str, iteration: int) -> str:
-    """Where the preview of an iteration is kept."""
-    return f"{operation}/frames/{iteration:07d}.png"
-
-
-def result_path(operation: str, file: str) -> str:
-    """Where a file of the result is kept."""
-    return f"{operation}/result/{file}"

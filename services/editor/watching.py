@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from sfumato.common.errors import NotFound
+from sfumato.editor.artifacts import frame_path
 from sfumato.editor.edits import Edit
 from sfumato.editor.jobs import Jobs
 from sfumato.editor.method import Progress
 from sfumato.editor.records import Job, recorded_progress
-from sfumato.editor.runs import frame_path
 
 LIVE_SECONDS = 0.05  # between looks at an edit in this process
 WAIT_SECONDS = 0.2  # between looks for the end

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sfumato.editor import registry
-from sfumato.editor.artifacts import ArtifactStore
+from sfumato.common.errors import Unavailable
+from sfumato.editor import registry, runs
+from sfumato.editor.artifacts import ArtifactStore, checkpoint_path, frame_path, result_path
 from sfumato.editor.config import EditorSettings
 from sfumato.editor.edits import Edit
-from sfumato.editor.runs import Runner, checkpoint_path, frame_path, result_path
+from sfumato.editor.runs import Runner
 from tests.tiny_models import TinyModels
 from tests.unit.editor import fake_method
 
@@ -83,6 +84,24 @@ def test_a_missing_checkpoint_is_named(runner: Runner) -> None:
     failure = runner.chunk(edit_of(), chunk["iteration"], never)["failure"]
     assert failure["code"] == "NOT_FOUND"
     assert "a/checkpoints/0000001.safetensors is gone" in failure["message"]
+
+
+def test_a_store_that_is_away_for_a_while_costs_no_edit(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "RETRY_SECONDS", (0.01, 0.01))
+    write, away = runner.store.write, iter([True, True])
+
+    def flaky(path: str, data: bytes) -> None:
+        if next(away, False):
+            raise Unavailable("away")
+        write(path, data)
+
+    monkeypatch.setattr(runner.store, "write", flaky)
+    assert run_to_end(runner, edit_of(), {"iteration": 0})[-1]["result"]
+    away = iter([True] * 3)
+    failure = run_to_end(runner, edit_of("b"), {"iteration": 0})[-1]["failure"]
+    assert (failure["code"], failure["message"]) == ("UNAVAILABLE", "away")
 
 
 def test_an_error_of_the_method_keeps_field_limit_and_value(runner: Runner) -> None:
