@@ -7,8 +7,9 @@ from typing import Self, Unpack
 import grpc
 from sfumato_protos.v1 import gateway_pb2, gateway_pb2_grpc
 
+from sfumato_client.async_edits import AsyncEdits
 from sfumato_client.comparison import ComparisonResult, build_comparison
-from sfumato_client.edits import AsyncEdits, Edits
+from sfumato_client.edits import Edits
 from sfumato_client.errors import from_rpc_error
 from sfumato_client.prompt_edits import EditPromptOptions, EditPromptResult, build_edit_prompt
 from sfumato_client.requests import GenerateOptions, build_request
