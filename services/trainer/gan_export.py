@@ -14,13 +14,13 @@ SEED = 30_000
 
 
 def export_gan(path: Path, family: Path, domain: str) -> None:
-    """Weights (the average's, float16), samples.png and interpolations.png."""
+    """Weights (the average's, float16), samples.jpg and interpolations.jpg."""
     gan = Gan()
     gan.load_state_dict(average_of(path))
     folder = family / "stylegan2" / domain
     save_stylegan2(gan.generator, folder)
-    samples_sheet(gan.generator).save(folder / "samples.png")
-    interpolation_sheet(gan.generator).save(folder / "interpolations.png")
+    samples_sheet(gan.generator).save(folder / "samples.jpg", quality=92)
+    interpolation_sheet(gan.generator).save(folder / "interpolations.jpg", quality=92)
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from sfumato.common.identity import load_identity
 from sfumato.common.stylegan2 import load_stylegan2
 from sfumato.trainer import artwork
-from sfumato.trainer.adversarial import Gan, discriminator_loss, train_gan
+from sfumato.trainer.adversarial import R1_GAMMA, Gan, discriminator_loss, train_gan
 from sfumato.trainer.characters import CHARACTERS
 from sfumato.trainer.discriminator import Discriminator, augmented
 from sfumato.trainer.editing import export_editing, train_editing
@@ -68,7 +68,7 @@ def test_the_discriminator_tells_batches_apart_and_r1_counts() -> None:
     )
     logits = lambda x: gan.discriminator(x).sum()  # noqa: E731
     gradient = torch.autograd.functional.jacobian(logits, real)
-    penalty = 10 / 2 * 16 * gradient.square().sum((1, 2, 3)).mean()
+    penalty = R1_GAMMA / 2 * 16 * gradient.square().sum((1, 2, 3)).mean()
     assert float(with_r1 - without) == pytest.approx(float(penalty), rel=1e-3)
     assert Discriminator((8, 8, 8))(torch.zeros(6, 3, 16, 16)).shape == (6,)
 
