@@ -39,15 +39,17 @@ def stack(emoji_family: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture(scope="session")
-def tiny_stack(tiny_family: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def tiny_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """All services with the tiny family, which has clip/ and clip_noised/, and two denoisers."""
     logs = tmp_path_factory.mktemp("tiny-logs")
+    # A folder of its own: other tests look for processes that were left with theirs.
+    family = save_tiny_family(tmp_path_factory.mktemp("served") / "tiny")
     # Gradients are torch's; without a graph to export and check, the services are ready sooner. More
     # threads only cost where the models are tiny.
     settings = {}
     for name in ("ENCODER", "DECODER", "DENOISER"):
         settings |= {f"SFUMATO_{name}_ENGINE": "torch", f"SFUMATO_{name}_NUM_THREADS": "1"}
-    with local_stack(tiny_family, denoisers=2, log_dir=logs, settings=settings) as running:
+    with local_stack(family, denoisers=2, log_dir=logs, settings=settings) as running:
         yield running
 
 

@@ -1,7 +1,6 @@
 """All services on this machine, each its own process."""
 
 import contextlib
-import ctypes
 import importlib.util
 import os
 import signal
@@ -21,9 +20,16 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 READY_SECONDS = 600.0  # a first start exports graphs, and the machine may be busy; a death is seen at once
 STOP_SECONDS = 40.0
 RESTART_SECONDS = 0.5
-PR_SET_PDEATHSIG = 1
-# Loaded here: in a child forked from threads, loading may find a lock taken for ever.
-_LIBC = ctypes.CDLL(None)
+# What a service's process runs: it asks Linux for SIGTERM when the launcher dies, even by SIGKILL (prctl
+# option 1, PR_SET_PDEATHSIG), then becomes the service. Not a preexec_fn: that would run Python between
+# fork and exec, which crashes now and then where the launcher has gRPC's threads.
+LAUNCH = """
+import ctypes, runpy, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+module = sys.argv.pop(1)
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
 # How often an idle OpenMP thread looks for work before it sleeps. The default keeps one service's threads
 # spinning on the cores that the next service of a guided step needs.
 OPENMP_SPINS = "3000"
@@ -53,12 +59,11 @@ class Service:
         module = self.name.rstrip("0123456789")
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", f"sfumato.{module}"],
+                [sys.executable, "-c", LAUNCH, f"sfumato.{module}"],
                 env={"GOMP_SPINCOUNT": OPENMP_SPINS, **os.environ, **self.environment},
                 stderr=log,
                 stdout=log,
                 stdin=subprocess.DEVNULL,
-                preexec_fn=_die_with_parent,
                 start_new_session=True,  # Ctrl-C is for the launcher, which then drains
             )
 
@@ -216,9 +221,3 @@ def free_port() -> int:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
         return port
-
-
-def _die_with_parent() -> None:
-    """In the child: SIGTERM when the launcher dies, even by SIGKILL (Linux)."""
-    if sys.platform == "linux":
-        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
