@@ -243,7 +243,7 @@ async def test_every_sampler_takes_clip_guidance(tiny: AsyncClient, scheduler: s
     """What it does to each is in tests/unit/test_guidance.py: here it goes through the services."""
     options: dict[str, Any] = {
         "seed": 3,
-        "num_inference_steps": 2,
+        "num_inference_steps": 4,
         "scheduler": scheduler,
         "guidance": "clip",
     }
