@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm.optim
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
@@ -91,7 +91,7 @@ class Checkpoint:
 
 def make_optimizer(model: torch.nn.Module, rate: float) -> torch.optim.Optimizer:
     """Muon for matrices and kernels, scaled so that AdamW's rates fit; AdamW for vectors and embeddings."""
-    optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
+    optimizer: torch.optim.Optimizer = create_optimizer_v2(
         model, opt="muon", lr=rate, weight_decay=0.01, fallback_list=("*embedding*",)
     )
     return optimizer

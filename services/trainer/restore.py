@@ -46,5 +46,6 @@ def _load(name: str, family: Path, folder: Path, model: Any) -> torch.nn.Module:
         weights = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).state_dict()
     else:
         weights = load_file(folder / "open_clip_model.safetensors")
-    model.load_state_dict(weights)
-    return model.float()  # type: ignore[no-any-return]
+    loaded: torch.nn.Module = model.float()
+    loaded.load_state_dict(weights)
+    return loaded
