@@ -1,10 +1,12 @@
 """Settings that every service has; each service's own class adds its own."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from sfumato.common.tls import TlsFiles
 
 
 class ServerSettings(BaseSettings):
@@ -17,8 +19,29 @@ class ServerSettings(BaseSettings):
     metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus HTTP port; 0: off.")
     max_message_bytes: int = Field(16 * 2**20, gt=0, description="Largest message taken, in bytes.")
     drain_seconds: float = Field(30.0, ge=0, description="Time that running calls get after SIGTERM.")
-    reflection: bool = Field(True, description="Serve gRPC reflection.")
+    reflection: bool = Field(False, description="Serve gRPC reflection. `sfumato serve` does.")
     log_level: str = Field("info", description="debug, info, warning or error.")
+    tls_cert: Path | None = Field(None, description="Certificate chain, PEM. Default: no TLS.")
+    tls_key: Path | None = Field(None, description="Its private key, PEM.")
+    tls_client_ca: Path | None = Field(
+        None, description="CA of the certificates that clients must show (mutual TLS). Default: none."
+    )
+    health_port: int = Field(
+        0, ge=0, le=65535, description="Plaintext port with health alone, for probes without TLS; 0: off."
+    )
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key must be given together")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("tls_client_ca needs tls_cert and tls_key")
+        return self
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """The server's TLS files; None: plaintext."""
+        return TlsFiles(self.tls_cert, self.tls_key, self.tls_client_ca) if self.tls_cert else None
 
 
 class ModelSettings(ServerSettings):

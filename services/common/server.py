@@ -16,6 +16,7 @@ from prometheus_client import start_http_server
 
 from sfumato.common.config import ServerSettings
 from sfumato.common.interceptors import CallInterceptor
+from sfumato.common.tls import server_credentials
 
 log = structlog.get_logger()
 
@@ -95,11 +96,13 @@ async def serve(settings: ServerSettings, servicer: Servicer) -> None:
         reflection.enable_server_reflection(names, server)
     await _set_health(health, servicer.service_name, NOT_SERVING)
     await health.set("liveness", SERVING)
-    port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+    port = _add_port(server, settings)
     if settings.metrics_port:
         start_http_server(settings.metrics_port, settings.host)
     await server.start()
-    log.info("listening", service=servicer.service_name, host=settings.host, port=port)
+    probed = await _serve_health_alone(health, settings)
+    tls = "mutual" if settings.tls_client_ca else "server" if settings.tls else "off"
+    log.info("listening", service=servicer.service_name, host=settings.host, port=port, tls=tls)
     try:
         await _until_loaded(servicer, stop)
         if not stop.is_set():
@@ -111,8 +114,26 @@ async def serve(settings: ServerSettings, servicer: Servicer) -> None:
         await _set_health(health, servicer.service_name, NOT_SERVING)
     finally:
         await server.stop(settings.drain_seconds)
+        await probed.stop(0)
         await servicer.close()
     log.info("stopped", service=servicer.service_name)
+
+
+def _add_port(server: grpc.aio.Server, settings: ServerSettings) -> int:
+    address = f"{settings.host}:{settings.port}"
+    if settings.tls is None:
+        return server.add_insecure_port(address)
+    return server.add_secure_port(address, server_credentials(settings.tls))
+
+
+async def _serve_health_alone(health: HealthServicer, settings: ServerSettings) -> grpc.aio.Server:
+    """A plaintext server of nothing but health: Kubernetes' gRPC probes know no TLS."""
+    server = grpc.aio.server(options=server_options(settings.max_message_bytes))
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    if settings.health_port:
+        server.add_insecure_port(f"{settings.host}:{settings.health_port}")
+    await server.start()
+    return server
 
 
 async def _until_loaded(servicer: Servicer, stop: asyncio.Event) -> None:

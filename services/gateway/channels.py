@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from typing import Any
 
 import grpc
 import torch
@@ -18,6 +19,7 @@ from sfumato.common import calls
 from sfumato.common.errors import SfumatoError, Unavailable
 from sfumato.common.server import channel_options
 from sfumato.common.tensors import from_message, to_message
+from sfumato.common.tls import open_channel
 from sfumato.gateway.alignment import AttentionControl
 from sfumato.gateway.attention_maps import Word
 from sfumato.gateway.config import GatewaySettings
@@ -60,8 +62,8 @@ class ModelServices:
             ("grpc.max_reconnect_backoff_ms", 1000),
         ]
 
-        def channel(target: str) -> grpc.aio.Channel:
-            return grpc.aio.insecure_channel(target, options)
+        def channel(target: str) -> Any:
+            return open_channel(target, options, settings.services_tls)
 
         targets = [target.strip() for target in settings.denoiser_targets.split(",") if target.strip()]
         check_targets(targets)

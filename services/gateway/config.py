@@ -1,9 +1,13 @@
 """Settings of the gateway, from SFUMATO_GATEWAY_*."""
 
-from pydantic import Field
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from sfumato.common.config import ServerSettings
+from sfumato.common.tls import TlsFiles
 
 
 class GatewaySettings(ServerSettings):
@@ -25,3 +29,23 @@ class GatewaySettings(ServerSettings):
     max_input_pixels: int = Field(2**24, gt=0, description="Largest image or mask, in pixels.")
     replica_wait_seconds: float = Field(5.0, gt=0, description="How long a step waits for a live denoiser.")
     step_timeout_seconds: float = Field(120.0, gt=0, description="A denoiser silent for so long is lost.")
+    services_tls_ca: Path | None = Field(
+        None, description="CA of the certificates of encoder, denoiser, decoder, editor. Default: no TLS."
+    )
+    services_tls_cert: Path | None = Field(None, description="Certificate shown to them, PEM (mutual TLS).")
+    services_tls_key: Path | None = Field(None, description="Its private key, PEM.")
+
+    @model_validator(mode="after")
+    def _services_tls_is_whole(self) -> Self:
+        if (self.services_tls_cert is None) != (self.services_tls_key is None):
+            raise ValueError("services_tls_cert and services_tls_key must be given together")
+        if self.services_tls_cert is not None and self.services_tls_ca is None:
+            raise ValueError("services_tls_cert needs services_tls_ca")
+        return self
+
+    @property
+    def services_tls(self) -> TlsFiles | None:
+        """TLS files of the channels to the services; None: plaintext."""
+        if self.services_tls_ca is None:
+            return None
+        return TlsFiles(self.services_tls_cert, self.services_tls_key, self.services_tls_ca)

@@ -16,6 +16,7 @@ from sfumato.common.calls import Context
 from sfumato.common.errors import ResourceExhausted, Unavailable, Unimplemented
 from sfumato.common.server import channel_options
 from sfumato.common.status import ForwardedError
+from sfumato.common.tls import open_channel
 from sfumato.gateway.config import GatewaySettings
 
 # What a call ends with when the editor dies or drains; our own cancellation is no such error.
@@ -34,7 +35,7 @@ class EditorChannel:
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1000),
         ]
-        self.channel = grpc.aio.insecure_channel(self.target or "127.0.0.1:1", options)
+        self.channel = open_channel(self.target or "127.0.0.1:1", options, settings.services_tls)
         self.editor: Any = editor_pb2_grpc.EditorServiceStub(self.channel)
         self.operations: Any = operations_pb2_grpc.OperationsStub(self.channel)
 

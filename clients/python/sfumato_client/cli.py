@@ -12,7 +12,6 @@ from google.protobuf.json_format import MessageToDict
 from rich.console import Console
 from rich.table import Table
 
-from sfumato_client.client import Client
 from sfumato_client.commands.attention import attention
 from sfumato_client.commands.compare import compare
 from sfumato_client.commands.edit import edit_app
@@ -23,15 +22,15 @@ from sfumato_client.console import (
     AsJson,
     FamilyDir,
     Target,
+    gateway,
     own_stack,
     readable_errors,
+    security_options,
     stderr,
-    target_or_local,
 )
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Images from words: generate, or serve the services."
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+app.callback()(security_options)
 app.command()(generate)
 app.command()(compare)
 app.command()(attention)
@@ -64,6 +63,15 @@ def serve(
             help="Where edits are kept. Default: ~/.local/state/sfumato.",
         ),
     ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="SFUMATO_GATEWAY_TLS_CERT", help="The gateway's certificate, PEM. Default: plaintext."
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(envvar="SFUMATO_GATEWAY_TLS_KEY", help="Its private key, PEM.")
+    ] = None,
 ) -> None:
     """Start all services on this machine and print one ready line.
 
@@ -75,7 +83,12 @@ def serve(
     stop = threading.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: stop.set())
-    settings = {"SFUMATO_EDITOR_STATE_DIR": str(state_dir)} if state_dir else {}
+    given = {
+        "SFUMATO_EDITOR_STATE_DIR": state_dir,
+        "SFUMATO_GATEWAY_TLS_CERT": tls_cert,
+        "SFUMATO_GATEWAY_TLS_KEY": tls_key,
+    }
+    settings = {name: str(value) for name, value in given.items() if value is not None}
     with readable_errors(), own_stack(family, port, host, denoisers, log_dir, True, settings) as stack:
         threading.Thread(target=stack.watch, daemon=True).start()
         print(stack.ready_line(), flush=True)
@@ -87,11 +100,7 @@ def serve(
 @app.command()
 def models(target: Target = "", family: FamilyDir = None, as_json: AsJson = False) -> None:
     """List the families served, and what each can do."""
-    with (
-        readable_errors(),
-        target_or_local(target, family, editor=True) as address,
-        Client(address) as client,
-    ):
+    with readable_errors(), gateway(target, family, editor=True) as client:
         families = client.list_families()
     if as_json:
         print(json.dumps([MessageToDict(entry, preserving_proto_field_name=True) for entry in families]))

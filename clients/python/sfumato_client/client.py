@@ -14,6 +14,7 @@ from sfumato_client.errors import from_rpc_error
 from sfumato_client.prompt_edits import EditPromptOptions, EditPromptResult, build_edit_prompt
 from sfumato_client.requests import GenerateOptions, build_request
 from sfumato_client.results import GenerateResult
+from sfumato_client.security import SecurityOptions, channel_credentials, with_key
 
 MAX_MESSAGE_BYTES = 64 * 2**20
 TIMEOUT_SECONDS = 300.0
@@ -30,9 +31,22 @@ CHANNEL_OPTIONS = (
 class Client(Edits):
     """Calls a gateway and blocks. A context manager; safe to share between threads."""
 
-    def __init__(self, target: str, timeout: float = TIMEOUT_SECONDS) -> None:
-        """target: "host:port" of the gateway. timeout: deadline of each call, in seconds."""
-        self._channel = grpc.insecure_channel(target, CHANNEL_OPTIONS)
+    def __init__(
+        self, target: str, timeout: float = TIMEOUT_SECONDS, **security: Unpack[SecurityOptions]
+    ) -> None:
+        """
+        Args:
+            target: "host:port" of the gateway.
+            timeout: deadline of each call, in seconds.
+            security: TLS and key; see SecurityOptions. Default: plaintext, no key.
+        """
+        credentials = channel_credentials(security)
+        channel = (
+            grpc.secure_channel(target, credentials, CHANNEL_OPTIONS)
+            if credentials
+            else grpc.insecure_channel(target, CHANNEL_OPTIONS)
+        )
+        self._channel: grpc.Channel = with_key(channel, target, security)
         super().__init__(self._channel, timeout)
         self._stub: gateway_pb2_grpc.GatewayServiceStub = gateway_pb2_grpc.GatewayServiceStub(self._channel)
 
@@ -122,9 +136,17 @@ class Client(Edits):
 class AsyncClient(AsyncEdits):
     """Calls a gateway from asyncio. An async context manager."""
 
-    def __init__(self, target: str, timeout: float = TIMEOUT_SECONDS) -> None:
-        """target: "host:port" of the gateway. timeout: deadline of each call, in seconds."""
-        self._channel = grpc.aio.insecure_channel(target, CHANNEL_OPTIONS)
+    def __init__(
+        self, target: str, timeout: float = TIMEOUT_SECONDS, **security: Unpack[SecurityOptions]
+    ) -> None:
+        """As `Client`."""
+        credentials = channel_credentials(security)
+        channel = (
+            grpc.aio.secure_channel(target, credentials, CHANNEL_OPTIONS)
+            if credentials
+            else grpc.aio.insecure_channel(target, CHANNEL_OPTIONS)
+        )
+        self._channel: grpc.aio.Channel = with_key(channel, target, security)
         super().__init__(self._channel, timeout)
         self._stub: gateway_pb2_grpc.GatewayServiceAsyncStub = gateway_pb2_grpc.GatewayServiceStub(
             self._channel

@@ -5,6 +5,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -12,10 +13,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from sfumato_client.client import Client
+from sfumato_client.client import TIMEOUT_SECONDS, Client
 from sfumato_client.errors import SfumatoError
 from sfumato_client.requests import GenerateOptions
 from sfumato_client.results import GenerateResult
+from sfumato_client.security import SecurityOptions
 from sfumato_client.stack import Stack, StackError, local_stack
 
 stderr = Console(stderr=True)
@@ -53,6 +55,63 @@ def with_progress(client: Client, prompt: str, options: GenerateOptions) -> Gene
             elif event.HasField("step"):
                 progress.advance(task)
     return result
+
+
+_given_security: ContextVar[SecurityOptions] = ContextVar("security", default=SecurityOptions())  # noqa: B039
+
+
+@contextlib.contextmanager
+def gateway(
+    target: str, family: Path | None, timeout: float = TIMEOUT_SECONDS, editor: bool = False
+) -> Iterator[Client]:
+    """A client of the given gateway, or of a local stack's for as long as the block lasts."""
+    with (
+        target_or_local(target, family, editor) as address,
+        connect(address, timeout, bool(target)) as client,
+    ):
+        yield client
+
+
+def connect(target: str, timeout: float = TIMEOUT_SECONDS, secured: bool = True) -> Client:
+    """A client, with the TLS and key options that stand before the command unless it is not secured."""
+    return Client(target, timeout, **_given_security.get() if secured else {})
+
+
+def security_options(
+    tls: Annotated[bool, typer.Option("--tls", help="TLS; the system's CAs check the gateway.")] = False,
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option(envvar="SFUMATO_TLS_CA", metavar="FILE", help="TLS; this CA (PEM) checks the gateway."),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(envvar="SFUMATO_TLS_CERT", metavar="FILE", help="Certificate to show (mutual TLS)."),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(envvar="SFUMATO_TLS_KEY", metavar="FILE", help="Its private key.")
+    ] = None,
+    api_key: Annotated[
+        str,
+        typer.Option(
+            envvar="SFUMATO_API_KEY",
+            show_envvar=True,
+            metavar="KEY",
+            help="API key or JWT. Rather by the variable: others on this machine see arguments.",
+        ),
+    ] = "",
+) -> None:
+    """Images from words: generate, or serve the services.
+
+    Example with TLS and a key: SFUMATO_API_KEY=... sfumato --tls-ca ca.pem models --target gateway:443
+    """
+    options: SecurityOptions = {"tls": tls, "api_key": api_key}
+    if tls_ca is not None:
+        options["tls_ca"] = tls_ca
+    if tls_cert is not None:
+        options["tls_cert"] = tls_cert
+    if tls_key is not None:
+        options["tls_key"] = tls_key
+    _given_security.set(options)
 
 
 @contextlib.contextmanager

@@ -47,12 +47,18 @@ class Service:
     port: int
     environment: dict[str, str]
     log: Path
+    health_port: int = 0  # where health is asked in plaintext; 0: at port
     process: "subprocess.Popen[bytes]" = field(init=False)
 
     @property
     def target(self) -> str:
         """host:port."""
         return f"127.0.0.1:{self.port}"
+
+    @property
+    def health_target(self) -> str:
+        """host:port where health is asked."""
+        return f"127.0.0.1:{self.health_port or self.port}"
 
     def start(self) -> None:
         """Starts the process; it dies with this one."""
@@ -176,9 +182,8 @@ def _configure(
         free = free_port()
         prefix = f"SFUMATO_{name.rstrip('0123456789').upper()}"
         own = {f"{prefix}_PORT": str(free), f"{prefix}_FAMILY": str(family)}
-        models[name] = Service(name, free, {**settings, **own}, log_dir / f"{name}.log")
+        models[name] = _service(name, free, settings, own, log_dir)
     gateway = {
-        **settings,
         "SFUMATO_GATEWAY_HOST": host,
         "SFUMATO_GATEWAY_PORT": str(port or (port := free_port())),
         "SFUMATO_GATEWAY_ENCODER_TARGET": models["encoder"].target,
@@ -186,15 +191,26 @@ def _configure(
         "SFUMATO_GATEWAY_DENOISER_TARGETS": ",".join(models[f"denoiser{i}"].target for i in range(denoisers)),
         "SFUMATO_GATEWAY_EDITOR_TARGET": models["editor"].target if editor else "",
     }
-    door = Service("gateway", port, gateway, log_dir / "gateway.log")
+    door = _service("gateway", port, settings, gateway, log_dir)
     replicas = [models[f"denoiser{i}"] for i in range(denoisers)]
     return Stack(family, door, models["encoder"], models["decoder"], replicas, models.get("editor"))
+
+
+def _service(name: str, port: int, settings: dict[str, str], own: dict[str, str], log_dir: Path) -> Service:
+    """A service that is not started; reflection is on, for this is a person's machine."""
+    prefix = f"SFUMATO_{name.rstrip('0123456789').upper()}"
+    environment = {f"{prefix}_REFLECTION": "true", **settings, **own}
+    health_port = 0
+    if f"{prefix}_TLS_CERT" in {**os.environ, **environment}:
+        health_port = free_port()
+        environment[f"{prefix}_HEALTH_PORT"] = str(health_port)
+    return Service(name, port, environment, log_dir / f"{name}.log", health_port)
 
 
 def _wait_until_ready(stack: Stack) -> None:
     end = time.monotonic() + READY_SECONDS
     for service in reversed(stack.services):
-        while not is_serving(service.target):
+        while not is_serving(service.health_target):
             dead = next((s for s in stack.services if s.process.poll() is not None), None)
             if dead is not None:
                 raise StackError(f"{dead.name} ended with {dead.process.poll()}:\n{dead.last_lines()}")

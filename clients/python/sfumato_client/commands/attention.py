@@ -8,15 +8,15 @@ from typing import Annotated
 import typer
 
 from sfumato_client.attention_maps import WordMaps, centre_of_mass, draw_sheet
-from sfumato_client.client import TIMEOUT_SECONDS, Client
+from sfumato_client.client import TIMEOUT_SECONDS
 from sfumato_client.console import (
     SUFFIXES,
     AsJson,
     FamilyDir,
     Target,
+    gateway,
     readable_errors,
     stderr,
-    target_or_local,
     with_progress,
 )
 from sfumato_client.requests import AGGREGATIONS, SCHEDULERS, GenerateOptions
@@ -60,7 +60,7 @@ def attention(
         "negative_prompt": negative_prompt,
         "attention_maps": {"aggregation": layers},
     }
-    with readable_errors(), target_or_local(target, family) as address, Client(address, timeout) as client:
+    with readable_errors(), gateway(target, family, timeout) as client:
         result = with_progress(client, prompt, options)
     image, maps = result.images[0], result.attention[0]
     buffer = io.BytesIO()

@@ -16,9 +16,9 @@ from sfumato_client.console import (
     AsJson,
     FamilyDir,
     Target,
+    gateway,
     readable_errors,
     stderr,
-    target_or_local,
 )
 from sfumato_client.guidance import GUIDANCE_KINDS, kind_name
 from sfumato_client.requests import SCHEDULERS, GenerateOptions
@@ -61,7 +61,7 @@ def compare(
     options: GenerateOptions = {
         "num_inference_steps": steps, "scheduler": scheduler, "seed": seed, "num_images": seeds,
     }  # fmt: skip
-    with readable_errors(), target_or_local(target, family) as address, Client(address, timeout) as client:
+    with readable_errors(), gateway(target, family, timeout) as client:
         kinds = kind or _served(client)
         settings = {name: _setting(name, guidance_scale, clip_guidance_scale) for name in kinds}
         result = _with_progress(client, prompt, settings, options)

@@ -13,9 +13,9 @@ from sfumato_client.console import (
     AsJson,
     FamilyDir,
     Target,
+    gateway,
     readable_errors,
     stderr,
-    target_or_local,
 )
 from sfumato_client.prompt_edits import KINDS, EditPromptOptions, EditPromptResult
 
@@ -92,7 +92,7 @@ def edit_prompt(
         "guidance_scale": guidance_scale,
         "image_format": SUFFIXES[output.suffix.lower()],
     }
-    with readable_errors(), target_or_local(target, family) as address, Client(address, timeout) as client:
+    with readable_errors(), gateway(target, family, timeout) as client:
         result = _with_progress(client, prompt, to, options)
         files = [result.images[1].save(output)]
         if source_output is not None:

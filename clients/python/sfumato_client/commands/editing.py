@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sfumato_protos.v1 import editor_pb2
 
 from sfumato_client.client import Client
-from sfumato_client.console import SUFFIXES, stderr, target_or_local
+from sfumato_client.console import SUFFIXES, gateway, stderr
 from sfumato_client.edit_requests import Artifact, artifacts_of, metadata_of
 from sfumato_client.files import write_file
 from sfumato_client.film import check_video, write_video
@@ -58,7 +58,7 @@ def run_edit(run: Run, target: str, family: Path | None) -> None:
     options = {**run.options, **_settings(run.settings)}
     if run.frames or run.video:
         options["preview_interval_iterations"] = run.frame_every
-    with target_or_local(target, family, editor=True) as address, Client(address) as client:
+    with gateway(target, family, editor=True) as client:
         operation = client.start_edit(run.method, **options)
         if run.detach:
             _print_detached(operation, run.as_json)

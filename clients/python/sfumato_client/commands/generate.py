@@ -7,15 +7,15 @@ from typing import Annotated, Any
 import typer
 from google.protobuf.json_format import MessageToDict
 
-from sfumato_client.client import TIMEOUT_SECONDS, Client
+from sfumato_client.client import TIMEOUT_SECONDS
 from sfumato_client.console import (
     SUFFIXES,
     AsJson,
     FamilyDir,
     Target,
+    gateway,
     readable_errors,
     stderr,
-    target_or_local,
     with_progress,
 )
 from sfumato_client.guidance import CLIP_PATHS, GUIDANCE_KINDS
@@ -130,7 +130,7 @@ def generate(
     }
     options.update(_prompts(prompt, prompt_weight or []))
     options.update(_image_prompts(image_prompt or []))
-    with readable_errors(), target_or_local(target, family) as address, Client(address, timeout) as client:
+    with readable_errors(), gateway(target, family, timeout) as client:
         result = with_progress(client, prompt, options)
     files = [image.save(path) for image, path in zip(result.images, _paths(output, num_images), strict=True)]
     for warning in result.warnings:

@@ -10,9 +10,8 @@ from google.longrunning import operations_pb2
 from rich.console import Console
 from rich.table import Table
 
-from sfumato_client.client import Client
 from sfumato_client.commands.editing import as_dict, follow, write_artifacts
-from sfumato_client.console import SUFFIXES, AsJson, readable_errors, stderr
+from sfumato_client.console import SUFFIXES, AsJson, connect, readable_errors, stderr
 from sfumato_client.edit_requests import artifacts_of
 
 operations_app = typer.Typer(no_args_is_help=True, help="List, follow, cancel and delete edits.")
@@ -39,7 +38,7 @@ def list_operations(
 
     Example: sfumato operations list --limit 5
     """
-    with readable_errors(), Client(target) as client:
+    with readable_errors(), connect(target) as client:
         operations = [as_dict(entry) for entry in islice(client.list_operations(), limit)]
     if as_json:
         print(json.dumps(operations))
@@ -57,7 +56,7 @@ def get(
     name: Name, output: Output = None, target: Gateway = "127.0.0.1:50051", as_json: AsJson = False
 ) -> None:
     """Show an edit as it stands; with -o, write the result of one that has ended."""
-    with readable_errors(), Client(target) as client:
+    with readable_errors(), connect(target) as client:
         _show(client.get_operation(_full(name)), output, as_json)
 
 
@@ -73,7 +72,7 @@ def wait(
 
     Example: sfumato operations wait operations/3f2a -o cat.png
     """
-    with readable_errors(), Client(target) as client:
+    with readable_errors(), connect(target) as client:
         if timeout is None:
             follow(client, _full(name))
         operation = client.wait_operation(_full(name), timeout)
@@ -86,14 +85,14 @@ def wait(
 @operations_app.command("cancel")
 def cancel(name: Name, target: Gateway = "127.0.0.1:50051") -> None:
     """End an edit within one iteration; nothing where it has ended."""
-    with readable_errors(), Client(target) as client:
+    with readable_errors(), connect(target) as client:
         client.cancel_operation(_full(name))
 
 
 @operations_app.command("delete")
 def delete(name: Name, target: Gateway = "127.0.0.1:50051") -> None:
     """Forget an edit that has ended, and its files."""
-    with readable_errors(), Client(target) as client:
+    with readable_errors(), connect(target) as client:
         client.delete_operation(_full(name))
 
 
