@@ -6,7 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from sfumato.common.tls import TlsFiles
+from sfumato.common.certificates import TlsFiles
 
 
 class ServerSettings(BaseSettings):

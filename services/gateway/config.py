@@ -6,8 +6,8 @@ from typing import Self
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from sfumato.common.certificates import TlsFiles
 from sfumato.common.config import ServerSettings
-from sfumato.common.tls import TlsFiles
 
 
 class GatewaySettings(ServerSettings):

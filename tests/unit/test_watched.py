@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sfumato.common import watched
-from sfumato.common.tls import checked
+from sfumato.common.certificates import checked
 from sfumato.common.watched import WatchedFiles
 from tests.certificates import Authority
 
