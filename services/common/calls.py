@@ -1,4 +1,4 @@
-"""What a call carries through the services: its request id and its deadline."""
+"""What a call carries through the services: its request id, its trace and its deadline."""
 
 import time
 from contextvars import ContextVar
@@ -6,12 +6,14 @@ from typing import Any, TypedDict
 
 import grpc
 
+from sfumato.common.tracing import headers
+from sfumato.common.tracing import request_id as request_id
+
 # A call's context, whatever its messages.
 Context = grpc.aio.ServicerContext[Any, Any]
 
 REQUEST_ID_KEY = "x-request-id"
 
-request_id: ContextVar[str] = ContextVar("request_id", default="")
 deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 
 
@@ -29,5 +31,6 @@ def remaining_seconds() -> float | None:
 
 
 def outgoing() -> CallOptions:
-    """Deadline and request id of the current call, for a call to another service."""
-    return {"timeout": remaining_seconds(), "metadata": ((REQUEST_ID_KEY, request_id.get()),)}
+    """Deadline, request id and trace of the current call, for a call to another service."""
+    metadata = ((REQUEST_ID_KEY, request_id.get()), *headers())
+    return {"timeout": remaining_seconds(), "metadata": metadata}

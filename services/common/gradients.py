@@ -4,8 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from prometheus_client import Gauge
 
 from sfumato.common.errors import ResourceExhausted
+
+KEPT = Gauge("sfumato_kept_graphs", "Forward passes kept for their gradients.")
+LIMIT = Gauge("sfumato_kept_graphs_limit", "Most forward passes kept at one time.")
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class GraphCount:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.kept = 0
+        LIMIT.set(limit)
 
     def add(self, count: int = 1) -> None:
         """So many more.
@@ -52,7 +57,9 @@ class GraphCount:
                 "Try again when other guided images are done.",
             )  # fmt: skip
         self.kept += count
+        KEPT.inc(count)
 
     def remove(self, count: int = 1) -> None:
         """So many less."""
         self.kept -= count
+        KEPT.dec(count)

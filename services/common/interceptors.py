@@ -1,31 +1,22 @@
-"""The one interceptor of every service: request id, deadline, metrics, log line, errors to status."""
+"""The one interceptor of every service: request id, trace, deadline, metrics, log line, errors to status."""
 
 import asyncio
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 import structlog
-from prometheus_client import Counter, Gauge, Histogram
 
-from sfumato.common import calls
+from sfumato.common import calls, tracing
 from sfumato.common.errors import SfumatoError, Unavailable
+from sfumato.common.metrics import REQUEST_SECONDS, REQUESTS, RUNNING
 from sfumato.common.status import ForwardedError, abort
 
 log = structlog.get_logger()
-
-REQUESTS = Counter("sfumato_requests", "Calls by method and status code.", ["method", "code"])
-SECONDS = Histogram(
-    "sfumato_request_seconds",
-    "Wall-clock seconds of a call.",
-    ["method"],
-    buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
-)
-RUNNING = Gauge("sfumato_requests_running", "Calls under way.", ["method"])
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -46,16 +37,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or not method.startswith(("/sfumato.", "/google.longrunning.")):
             return handler
         metadata = dict(handler_call_details.invocation_metadata or ())
-        return self._wrap(handler, method, str(metadata.get(calls.REQUEST_ID_KEY, "")))
+        return self._wrap(handler, method, metadata)
 
-    def _wrap(self, handler: Any, method: str, request_id: str) -> Any:
+    def _wrap(self, handler: Any, method: str, metadata: Mapping[str, str | bytes]) -> Any:
         async def unary(request: Any, context: calls.Context) -> Any:
-            async with self._call(method, request_id, context):
+            async with self._call(method, metadata, context):
                 return await handler.unary_unary(request, context)
 
         async def stream(request: Any, context: calls.Context) -> AsyncIterator[Any]:
             behaviour = handler.stream_stream or handler.unary_stream
-            async with self._call(method, request_id, context):
+            async with self._call(method, metadata, context):
                 async for response in behaviour(request, context):
                     yield response
 
@@ -67,9 +58,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return grpc.unary_unary_rpc_method_handler(unary, *codec)
 
     @asynccontextmanager
-    async def _call(self, method: str, request_id: str, context: calls.Context) -> AsyncIterator[None]:
-        valid = _REQUEST_ID.fullmatch(request_id)
-        calls.request_id.set(request_id if valid else uuid.uuid4().hex)
+    async def _call(
+        self, method: str, metadata: Mapping[str, str | bytes], context: calls.Context
+    ) -> AsyncIterator[None]:
+        given = str(metadata.get(calls.REQUEST_ID_KEY, ""))
+        calls.request_id.set(given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
+        span = tracing.begin(method, metadata)
         seconds = context.time_remaining()
         start = time.monotonic()
         calls.deadline.set(None if seconds is None else start + seconds)
@@ -87,11 +81,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             raise
         except SfumatoError as error:
             code = error.grpc_code.name if isinstance(error, ForwardedError) else error.code
-            log.info("refused", method=method, request_id=calls.request_id.get(), error=error.message)
+            log.info("refused", method=method, error=error.message)
             await abort(context, error)
         except Exception:
             code = "INTERNAL"
-            log.exception("failed", method=method, request_id=calls.request_id.get())
+            log.exception("failed", method=method)
             await abort(
                 context, SfumatoError(f"{method} failed; the log has request {calls.request_id.get()}")
             )
@@ -99,6 +93,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             elapsed = time.monotonic() - start
             RUNNING.labels(method).dec()
             REQUESTS.labels(method, code).inc()
-            SECONDS.labels(method).observe(elapsed)
-            request = calls.request_id.get()
-            log.info("call", method=method, code=code, seconds=round(elapsed, 4), request_id=request)
+            REQUEST_SECONDS.labels(method, code).observe(elapsed)
+            tracing.end(span, code)
+            log.info("call", method=method, code=code, seconds=round(elapsed, 4))

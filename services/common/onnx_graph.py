@@ -25,6 +25,8 @@ import onnxruntime
 import structlog
 import torch
 
+from sfumato.common.metrics import count_lookup
+
 log = structlog.get_logger()
 
 OPSET = 20
@@ -119,9 +121,12 @@ def open_graph(graph: Graph, cache: Path, device: torch.device, num_threads: int
         with _only_one(folder.with_suffix(".lock")):
             if folder.exists():
                 with contextlib.suppress(GraphError):
-                    return _opened(graph, folder, device, num_threads)
+                    session = _opened(graph, folder, device, num_threads)
+                    count_lookup("onnx_graph", hit=True)
+                    return session
                 log.warning("the cached graph is damaged and made again", graph=str(folder))
                 shutil.rmtree(folder)
+            count_lookup("onnx_graph", hit=False)
             _export(graph, folder)
             return _opened(graph, folder, device, num_threads)
 

@@ -1,9 +1,8 @@
 """Starts and stops a service: health, reflection, metrics, logs, graceful drain."""
 
 import asyncio
-import logging
 import signal
-import sys
+from importlib.metadata import version
 from typing import Protocol
 
 import grpc
@@ -14,8 +13,10 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
+from sfumato.common import logs, tracing
 from sfumato.common.config import ServerSettings
 from sfumato.common.interceptors import CallInterceptor
+from sfumato.common.metrics import BUILD, IS_SERVING
 from sfumato.common.tls import server_credentials
 
 log = structlog.get_logger()
@@ -63,19 +64,12 @@ def server_options(max_message_bytes: int) -> list[tuple[str, int]]:
 
 def run(settings: ServerSettings, servicer: Servicer) -> None:
     """Serves until SIGTERM or SIGINT, then drains. The entry point of each service."""
-    level = logging.getLevelNamesMapping().get(settings.log_level.upper(), logging.INFO)
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
-    uvloop.run(serve(settings, servicer))
+    logs.configure(settings.log_level)
+    send_last_spans = tracing.configure(servicer.service_name)
+    try:
+        uvloop.run(serve(settings, servicer))
+    finally:
+        send_last_spans()
 
 
 async def serve(settings: ServerSettings, servicer: Servicer) -> None:
@@ -97,6 +91,8 @@ async def serve(settings: ServerSettings, servicer: Servicer) -> None:
     await _set_health(health, servicer.service_name, NOT_SERVING)
     await health.set("liveness", SERVING)
     port = _add_port(server, settings)
+    IS_SERVING.set(0)
+    BUILD.labels(servicer.service_name, version("sfumato")).set(1)
     if settings.metrics_port:
         start_http_server(settings.metrics_port, settings.host)
     await server.start()
@@ -107,10 +103,12 @@ async def serve(settings: ServerSettings, servicer: Servicer) -> None:
         await _until_loaded(servicer, stop)
         if not stop.is_set():
             ready.set()
+            IS_SERVING.set(1)
             await _set_health(health, servicer.service_name, SERVING)
             log.info("serving", service=servicer.service_name, port=port)
         await stop.wait()
         log.info("draining", service=servicer.service_name, seconds=settings.drain_seconds)
+        IS_SERVING.set(0)
         await _set_health(health, servicer.service_name, NOT_SERVING)
     finally:
         await server.stop(settings.drain_seconds)

@@ -16,6 +16,7 @@ from sfumato.common.family import family_name
 from sfumato.common.gradients import GraphCount, Linearised
 from sfumato.common.images import encode_image, open_image
 from sfumato.common.tensors import check_finite, from_message, to_message
+from sfumato.common.work import run
 from sfumato.decoder.config import DecoderSettings
 from sfumato.decoder.engine_onnx import Decode, open_decode
 from sfumato.decoder.engine_torch import TorchAutoencoder
@@ -82,14 +83,13 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
             data = encode_image(image, _FORMATS[request.image_format])
             return decoder_pb2.DecodeResponse(image=data, width=image.width, height=image.height)
 
-        return await asyncio.get_running_loop().run_in_executor(self.executor, decode)
+        return await run(self.executor, "decode", decode)
 
     async def DecodeGradient(
         self,
         request_iterator: AsyncIterator[decoder_pb2.DecodeGradientRequest],
         context: Context,
     ) -> AsyncIterator[decoder_pb2.DecodeGradientResponse]:
-        run = asyncio.get_running_loop().run_in_executor
         kept: Linearised | None = None
         self.graphs.add()
         try:
@@ -97,13 +97,13 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
                 kind = request.WhichOneof("message")
                 if kind == "latents":
                     latents = self._latents(request.latents, self.settings.max_gradient_pixels)
-                    kept = await run(self.executor, self.vae.linearise, latents)
+                    kept = await run(self.executor, "decode_kept", self.vae.linearise, latents)
                     yield decoder_pb2.DecodeGradientResponse(image=to_message(kept.output))
                 elif kind == "image_gradient" and kept is not None:
                     shape = tuple(kept.graph.shape)
                     vector = from_message(request.image_gradient, kind, shape, kept.graph.numel())
                     check_finite(vector, kind)
-                    gradient = await run(self.executor, kept.vjp, vector)
+                    gradient = await run(self.executor, "decode_gradient", kept.vjp, vector)
                     kept = None
                     yield decoder_pb2.DecodeGradientResponse(latents_gradient=to_message(gradient))
                 else:
@@ -134,4 +134,4 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
             mean, std = self.vae.encode(image, request.width, request.height)
             return decoder_pb2.EncodeResponse(mean=to_message(mean), std=to_message(std))
 
-        return await asyncio.get_running_loop().run_in_executor(self.executor, encode)
+        return await run(self.executor, "encode_image", encode)

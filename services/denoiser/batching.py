@@ -14,16 +14,22 @@ from typing import Any, TypeVar
 import torch
 from prometheus_client import Counter, Gauge, Histogram
 
+from sfumato.common import tracing
+from sfumato.common.metrics import SECONDS_BUCKETS
+from sfumato.common.work import run
 from sfumato.denoiser.engine_torch import Unet
 
 T = TypeVar("T")
 
 ROWS = Counter("sfumato_denoiser_rows", "Rows that went through the UNet.")
+BATCH_ROWS = Histogram(
+    "sfumato_denoiser_batch_rows", "Rows of one forward pass.", buckets=(1, 2, 3, 4, 8, 16, 32, 64)
+)
 QUEUED = Gauge("sfumato_denoiser_queued_steps", "Steps that wait for a forward or are in one.")
 STEP_SECONDS = Histogram(
     "sfumato_denoiser_step_seconds",
-    "Seconds of one step in the denoiser, waiting included.",
-    buckets=(0.003, 0.01, 0.02, 0.03, 0.05, 0.1, 0.3, 1, 3, 10),
+    "Seconds of one step in the denoiser, waiting included; its count is the steps done.",
+    buckets=SECONDS_BUCKETS,
 )
 
 
@@ -41,25 +47,32 @@ class StepQueue:
         self, latents: torch.Tensor, timestep: float, prompt_embeds: torch.Tensor
     ) -> torch.Tensor:
         """As TorchUNet.noise_pred. Cancelled before its turn, it never runs."""
-        loop = asyncio.get_running_loop()
-        with QUEUED.track_inprogress(), STEP_SECONDS.time():
+        rows = len(prompt_embeds)
+        with tracing.span("unet.step", rows=rows), QUEUED.track_inprogress(), STEP_SECONDS.time():
             parts = prompt_embeds.split(1) if self._rows_apart else (prompt_embeds,)
             results = await asyncio.gather(
                 *(
-                    loop.run_in_executor(self._executor, self._unet.noise_pred, latents, timestep, part)
+                    run(self._executor, "unet", self._unet.noise_pred, latents, timestep, part)
                     for part in parts
                 )
             )
-        ROWS.inc(len(prompt_embeds))
+        for part in parts:
+            _count(len(part))
         return torch.cat(results) if len(results) > 1 else results[0]
 
     async def run(self, num_rows: int, work: Callable[..., T], *arguments: Any) -> T:
         """Other work on the model, in its turn. Cancelled before its turn, it never runs."""
-        with QUEUED.track_inprogress(), STEP_SECONDS.time():
-            result = await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
-        ROWS.inc(num_rows)
+        with tracing.span("unet.step", rows=num_rows), QUEUED.track_inprogress(), STEP_SECONDS.time():
+            result = await run(self._executor, "unet_attention", work, *arguments)
+        _count(num_rows)
         return result
 
     def close(self) -> None:
         """Drops what waits and ends the thread."""
         self._executor.shutdown(cancel_futures=True)
+
+
+def _count(num_rows: int) -> None:
+    """Counts one forward."""
+    ROWS.inc(num_rows)
+    BATCH_ROWS.observe(num_rows)

@@ -11,7 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from sfumato.common import tracing
 from sfumato.common.gradients import Linearised
+from sfumato.common.work import run
 from sfumato.denoiser.engine_torch import TorchUNet
 
 
@@ -27,21 +29,24 @@ class GradientQueue:
         self, latents: torch.Tensor, timestep: float, prompt_embeds: torch.Tensor
     ) -> list[Linearised]:
         """One kept pass for each row of conditioning; arguments as in TorchUNet.noise_pred."""
-        run = asyncio.get_running_loop().run_in_executor
         passes = (
-            run(self._executor, self._unet.linearise, latents, timestep, row)
+            run(self._executor, "unet_kept", self._unet.linearise, latents, timestep, row)
             for row in prompt_embeds.split(1)
         )
-        return list(await asyncio.gather(*passes))
+        with tracing.span("unet.kept_step", rows=len(prompt_embeds)):
+            return list(await asyncio.gather(*passes))
 
     async def vjp(self, rows: list[Linearised], noise_pred_gradient: torch.Tensor) -> torch.Tensor:
         """Sum over the rows of gradient[row] . d noise_pred[row] / d latents: [1, C, h, w]."""
-        run = asyncio.get_running_loop().run_in_executor
         vectors = noise_pred_gradient.split(1)
-        passes = (run(self._executor, row.vjp, vector) for row, vector in zip(rows, vectors, strict=True))
+        passes = (
+            run(self._executor, "unet_gradient", row.vjp, vector)
+            for row, vector in zip(rows, vectors, strict=True)
+        )
         total = torch.zeros_like(rows[0].input, device="cpu")
-        for gradient in await asyncio.gather(*passes):
-            total += gradient
+        with tracing.span("unet.gradient", rows=len(rows)):
+            for gradient in await asyncio.gather(*passes):
+                total += gradient
         return total
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ import fsspec
 import safetensors.torch
 
 from sfumato.common.errors import NotFound, ResourceExhausted, SfumatoError, Unavailable
+from sfumato.common.metrics import count_lookup
 from sfumato.editor.method import Tensors
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -72,11 +73,13 @@ class ArtifactStore:
     def cached(self, path: str, compute: Callable[[], Tensors]) -> Tensors:
         """The tensors of the file, computed and written where it is missing."""
         try:
-            return self.read_tensors(path)
+            tensors = self.read_tensors(path)
+            count_lookup("tensors", hit=True)
         except NotFound:
+            count_lookup("tensors", hit=False)
             tensors = compute()
             self.write_tensors(path, tensors)
-            return tensors
+        return tensors
 
     def names(self, folder: str = "") -> list[str]:
         """What lies in a folder; nothing where there is none."""

@@ -14,6 +14,7 @@ from PIL import Image
 
 from sfumato.common.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from sfumato.common.images import open_image
+from sfumato.common.tracing import traceparent
 from sfumato.editor.artifacts import ArtifactStore
 from sfumato.editor.config import EditorSettings
 from sfumato.editor.method import Inputs, Method
@@ -48,6 +49,7 @@ class Edit:
     preview_interval: int  # iterations
     fingerprint: str
     created_ms: int  # milliseconds since 1970
+    traceparent: str = ""  # of the request, in W3C's form: the edit goes on in its trace
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
@@ -81,7 +83,7 @@ def prepare(request: Request, method: Method, store: ArtifactStore, settings: Ed
         store.write(images[field], data)
     return Edit(
         request.id, method.name, dataclasses.asdict(options), images, request.preview_interval,
-        request.fingerprint, int(time.time() * 1000),
+        request.fingerprint, int(time.time() * 1000), traceparent(),
     )  # fmt: skip
 
 

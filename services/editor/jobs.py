@@ -16,7 +16,8 @@ from dbos import DBOS, DBOSPortableJSONSerializer, SetWorkflowID
 from sfumato.common.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 from sfumato.editor.config import EditorSettings
 from sfumato.editor.edits import ID, Edit
-from sfumato.editor.records import ENDED, Job, job_of
+from sfumato.editor.measures import OPEN, count_end
+from sfumato.editor.records import ENDED, STATES, Job, job_of
 from sfumato.editor.runs import Live, Runner
 
 QUEUE = "edits"
@@ -148,8 +149,11 @@ class Jobs:
 
     def cancel(self, operation: str) -> None:
         """Ends an edit within one iteration; nothing where it has ended."""
-        if self.get(operation).state in ENDED:
+        job = self.get(operation)
+        if job.state in ENDED:
             return
+        if job.state == "queued":
+            count_end(job.edit.method, "cancelled")
         DBOS.cancel_workflow(operation)
         self.runner.cancelled.add(operation)
 
@@ -164,6 +168,17 @@ class Jobs:
                                      limit="an operation that has ended", value=operation)  # fmt: skip
         DBOS.delete_workflow(operation)
         self.runner.store.delete(operation)
+
+    def count_open(self) -> None:
+        """Sets the metric of edits that wait and that run, in the whole database."""
+        counts = dict.fromkeys(("queued", "running"), 0)
+        unfinished = [status for status, state in STATES.items() if state not in ENDED]
+        for workflow in DBOS.list_workflows(
+            name="edit", status=unfinished, load_input=False, load_output=False
+        ):
+            counts[STATES[str(workflow.status)]] += 1
+        for state, count in counts.items():
+            OPEN.labels(state).set(count)
 
     def sweep(self) -> int:
         """Forgets edits whose time to live is over, and files that belong to none; returns how many."""

@@ -13,10 +13,12 @@ import structlog
 import torch
 from PIL import Image
 
+from sfumato.common import tracing
 from sfumato.common.errors import ResourceExhausted, SfumatoError, Unavailable
 from sfumato.editor.artifacts import ArtifactStore, checkpoint_path, frame_path, result_path
 from sfumato.editor.config import EditorSettings
 from sfumato.editor.edits import Edit, encode_png, load
+from sfumato.editor.measures import CHECKPOINT_SECONDS, ITERATION_SECONDS, QUEUE_SECONDS, count_end
 from sfumato.editor.method import Models, Progress, State, Tensors
 from sfumato.editor.registry import method_of
 
@@ -85,6 +87,10 @@ class Runner:
             raise Stopped from error
 
     def _chunk(self, edit: Edit, iteration: int, is_cancelled: Callable[[], bool]) -> dict[str, Any]:
+        with tracing.continued("edit.chunk", edit.id, edit.traceparent, method=edit.method, behind=iteration):
+            return self._traced_chunk(edit, iteration, is_cancelled)
+
+    def _traced_chunk(self, edit: Edit, iteration: int, is_cancelled: Callable[[], bool]) -> dict[str, Any]:
         try:
             live = self._patiently(edit, lambda: self._resumed(edit, iteration))
             self._iterate(edit, live, is_cancelled)
@@ -123,6 +129,8 @@ class Runner:
         if live is not None and live.state.iteration == iteration:
             return live
         method = method_of(edit.method, self.models.family)
+        if not iteration:
+            QUEUE_SECONDS.observe(max(0.0, time.time() - edit.created_ms / 1000))
         state = method.start(*load(edit, method, self.store, self.settings), self.models)
         if iteration:
             state.load(self.store.read_tensors(checkpoint_path(edit.id, iteration)))
@@ -132,13 +140,15 @@ class Runner:
         return live
 
     def _iterate(self, edit: Edit, live: Live, is_cancelled: Callable[[], bool]) -> None:
-        asked = time.monotonic()
+        asked = before = time.monotonic()
         end = asked + self.settings.checkpoint_seconds
         for progress in live.progress:
             live.feed.append(progress)
             if edit.shows(progress.iteration):
                 self.store.write(frame_path(edit.id, progress.iteration), encode_png(live.state.preview()))
             now = time.monotonic()
+            ITERATION_SECONDS.labels(edit.method).observe(now - before)
+            before = now
             if edit.id in self.cancelled or (now - asked > ASK_SECONDS and is_cancelled()):
                 raise Cancelled
             asked = now if now - asked > ASK_SECONDS else asked
@@ -154,12 +164,15 @@ class Runner:
             "progress": [[p.iteration, p.losses] for p in live.feed if p.iteration > before],
         }
         if state.iteration < state.num_iterations:
-            self.store.write_tensors(checkpoint_path(edit.id, state.iteration), state.tensors())
+            with CHECKPOINT_SECONDS.time():
+                self.store.write_tensors(checkpoint_path(edit.id, state.iteration), state.tensors())
             for name in self.store.names(f"{edit.id}/checkpoints"):
                 if int(Path(name).stem) < before:
                     self.store.delete(f"{edit.id}/checkpoints/{name}")
             return chunk
-        return {**chunk, "result": [self._kept(edit, name, made) for name, made in state.result().items()]}
+        result = [self._kept(edit, name, made) for name, made in state.result().items()]
+        count_end(edit.method, "succeeded")
+        return {**chunk, "result": result}
 
     def _kept(self, edit: Edit, name: str, made: Image.Image | Tensors) -> tuple[str, int]:
         """Writes a part of the result; returns the file's name and size."""
@@ -169,6 +182,7 @@ class Runner:
         return file, len(data)
 
     def _ended(self, edit: Edit, before: int, failure: Failure) -> dict[str, Any]:
+        count_end(edit.method, "cancelled" if failure.code == "CANCELLED" else "failed")
         live = self.live.get(edit.id)
         done = live.state.iteration if live else before
         num_iterations = live.state.num_iterations if live else 0

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import grpc
 import structlog
@@ -27,6 +27,8 @@ from sfumato.editor.watching import watch
 
 log = structlog.get_logger()
 
+COUNT_SECONDS = 5.0  # between counts of open edits, for the metrics
+
 
 class EditorServicer(editor_pb2_grpc.EditorServiceServicer):
     """Serves EditorService, and with it google.longrunning.Operations."""
@@ -40,7 +42,7 @@ class EditorServicer(editor_pb2_grpc.EditorServiceServicer):
         device = setup_device(settings.device, settings.num_threads)
         models = FamilyModels(settings.family, device, self.store)
         self.jobs = Jobs(Runner(models, self.store, settings), settings)
-        self._sweeper: asyncio.Task[None] | None = None
+        self._chores: list[asyncio.Task[None]] = []
 
     def register(self, server: grpc.aio.Server) -> None:
         editor_pb2_grpc.add_EditorServiceServicer_to_server(self, server)
@@ -48,21 +50,25 @@ class EditorServicer(editor_pb2_grpc.EditorServiceServicer):
 
     async def load(self) -> None:
         await asyncio.to_thread(self.jobs.start)
-        self._sweeper = asyncio.create_task(self._sweep())
+        self._chores = [
+            asyncio.create_task(self._regularly(self.settings.sweep_seconds, self.jobs.sweep)),
+            asyncio.create_task(self._regularly(COUNT_SECONDS, self.jobs.count_open)),
+        ]
 
     async def close(self) -> None:
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        for chore in self._chores:
+            chore.cancel()
+        if self._chores:
             await asyncio.to_thread(self.jobs.stop)
 
-    async def _sweep(self) -> None:
+    async def _regularly(self, seconds: float, chore: Callable[[], int | None]) -> None:
         while True:
-            await asyncio.sleep(self.settings.sweep_seconds)
+            await asyncio.sleep(seconds)
             try:
-                if swept := await asyncio.to_thread(self.jobs.sweep):
-                    log.info("swept", operations=swept)
+                if done := await asyncio.to_thread(chore):
+                    log.info(chore.__name__, operations=done)
             except SfumatoError as error:
-                log.warning("sweep failed", error=error.message)
+                log.warning("chore failed", chore=chore.__name__, error=error.message)
 
     async def GetEditorInfo(
         self, request: editor_pb2.GetEditorInfoRequest, context: Context

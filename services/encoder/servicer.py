@@ -16,6 +16,7 @@ from sfumato.common.family import family_name
 from sfumato.common.images import open_image
 from sfumato.common.noised_clip import NoisedImageEncoder, load_noised_clip
 from sfumato.common.tensors import check_finite, from_message, to_message
+from sfumato.common.work import run
 from sfumato.encoder import guide_messages
 from sfumato.encoder.config import EncoderSettings
 from sfumato.encoder.engine_onnx import use_engine
@@ -73,10 +74,9 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         self, request: encoder_pb2.EncodeTextRequest, context: Context
     ) -> encoder_pb2.EncodeTextResponse:
         texts = self._checked_texts(request.texts)
-        loop = asyncio.get_running_loop()
-        embeds, cut = await loop.run_in_executor(self.executor, self.text_encoder.encode, texts)
+        embeds, cut = await run(self.executor, "encode_text", self.text_encoder.encode, texts)
         # On the same thread: the tokenizer keeps padding and truncation in itself from call to call.
-        all_words = await loop.run_in_executor(self.executor, self.text_encoder.words, texts)
+        all_words = await run(self.executor, "words", self.text_encoder.words, texts)
         return encoder_pb2.EncodeTextResponse(
             prompt_embeds=to_message(embeds),
             num_truncated_tokens=cut,
@@ -90,8 +90,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         self, request: encoder_pb2.EmbedTextRequest, context: Context
     ) -> encoder_pb2.EmbedTextResponse:
         texts = self._checked_texts(request.texts)
-        loop = asyncio.get_running_loop()
-        features = await loop.run_in_executor(self.executor, self._joint().embed_texts, texts)
+        features = await run(self.executor, "embed_text", self._joint().embed_texts, texts)
         return encoder_pb2.EmbedTextResponse(embeddings=to_message(features))
 
     async def EmbedImage(
@@ -105,7 +104,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
             images = [open_image(data, f"images[{i}]", limit) for i, data in enumerate(files)]
             return encoder_pb2.EmbedImageResponse(embeddings=to_message(joint.embed_images(images)))
 
-        return await asyncio.get_running_loop().run_in_executor(self.executor, embed, request.images)
+        return await run(self.executor, "embed_image", embed, request.images)
 
     async def GuideImage(
         self, request: encoder_pb2.GuideImageRequest, context: Context
@@ -114,8 +113,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         image = guide_messages.image_of(request, self.settings.max_gradient_pixels)
         targets = guide_messages.targets_of(request.targets, joint.embedding_size, self.settings.max_texts)
         objective = guide_messages.objective_of(request)
-        loop = asyncio.get_running_loop()
-        guided = await loop.run_in_executor(self.executor, guide_image, joint, image, targets, objective)
+        guided = await run(self.executor, "guide_image", guide_image, joint, image, targets, objective)
         return guide_messages.image_response(guided)
 
     async def GuideLatents(
@@ -131,8 +129,8 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         timestep = guide_messages.finite(request.timestep, "timestep")
         scale = guide_messages.finite(request.similarity_scale, "similarity_scale")
         targets = guide_messages.targets_of(request.targets, joint.embedding_size, self.settings.max_texts)
-        guided = await asyncio.get_running_loop().run_in_executor(
-            self.executor, guide_latents, self.noised, latents, timestep, targets, scale
+        guided = await run(
+            self.executor, "guide_latents", guide_latents, self.noised, latents, timestep, targets, scale
         )
         return guide_messages.latents_response(guided)
 

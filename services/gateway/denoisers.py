@@ -24,6 +24,7 @@ from sfumato.common.tensors import from_message, to_message
 from sfumato.gateway.alignment import AttentionControl
 from sfumato.gateway.attention_maps import LayerMaps
 from sfumato.gateway.denoiser_attention import control_message, layer_maps
+from sfumato.gateway.stages import STEP_SECONDS
 
 log = structlog.get_logger()
 
@@ -152,6 +153,10 @@ class DenoiserStream:
 
     async def _answer(self, request: denoiser_pb2.DenoiseRequest) -> denoiser_pb2.DenoiseResponse:
         """One step's answer, from whichever replica lives."""
+        with STEP_SECONDS.time():
+            return await self._patiently(request)
+
+    async def _patiently(self, request: denoiser_pb2.DenoiseRequest) -> denoiser_pb2.DenoiseResponse:
         give_up = self._give_up_time()
         while True:
             try:
@@ -195,9 +200,7 @@ class DenoiserStream:
             raise ForwardedError(error) from error
         if replica is not None:
             replica.lost_at = time.monotonic()
-            log.warning(
-                "denoiser lost", target=replica.target, request_id=calls.request_id.get(), error=str(error)
-            )
+            log.warning("denoiser lost", target=replica.target, error=str(error))
 
     def _release(self) -> Replica | None:
         replica, self._replica = self._replica, None

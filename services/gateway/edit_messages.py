@@ -6,10 +6,11 @@ from sfumato_protos.v1 import gateway_pb2
 
 from sfumato.common import calls
 from sfumato.gateway.edit_parameters import EditParameters
-from sfumato.gateway.generation import Finished, Seconds, Stepped
+from sfumato.gateway.generation import Finished, Stepped
 from sfumato.gateway.message_parts import format_value, name_format, timings_message
 from sfumato.gateway.parameters import FamilyInfo
 from sfumato.gateway.prompt_edits import EditEvent, EditStarted
+from sfumato.gateway.stages import Seconds
 
 
 def given_edit_fields(request: gateway_pb2.EditPromptRequest) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from sfumato.common.server import channel_options
 from sfumato.common.status import ForwardedError
 from sfumato.common.tls import open_channel
 from sfumato.gateway.config import GatewaySettings
+from sfumato.gateway.message_parts import take_request_id
 
 # What a call ends with when the editor dies or drains; our own cancellation is no such error.
 LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
@@ -101,6 +102,7 @@ class EditorForwarder(editor_pb2_grpc.EditorServiceServicer):
         for field in ("image", "mask"):
             if (size := len(getattr(request, field))) > limit:
                 raise ResourceExhausted(field, f"at most {limit} bytes", f"{size} bytes")
+        take_request_id(request.request_id)
         request.request_id = request.request_id or uuid.uuid4().hex
         return await self.channel.call(self.channel.editor.Edit, request)
 

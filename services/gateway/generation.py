@@ -1,9 +1,8 @@
 """One request from parameters to images: text in, trajectories, images out."""
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,8 +14,9 @@ from sfumato.gateway.clip_gradient import ClipServices, DifferentiableDenoiser, 
 from sfumato.gateway.masks import latent_mask
 from sfumato.gateway.parameters import FamilyInfo, Parameters
 from sfumato.gateway.prompt_to_prompt import EditingDenoiser
+from sfumato.gateway.stages import IMAGES, Seconds, stage
 from sfumato.gateway.steering import NoisePred, Steering
-from sfumato.gateway.trajectory import Source, prepare, sample
+from sfumato.gateway.trajectory import Source, Step, prepare, sample
 
 
 @dataclass(frozen=True)
@@ -74,27 +74,6 @@ class Services(Protocol):
         self, prompt_embeds: torch.Tensor, control: AttentionControl | None = None
     ) -> Denoiser:
         """A stream for one trajectory; control: for an edit's."""
-
-
-@dataclass
-class Seconds:
-    """Wall-clock seconds by stage, and steps that were run again."""
-
-    total: float = 0.0
-    encode_text: float = 0.0
-    encode_image: float = 0.0
-    denoise: float = 0.0
-    decode: float = 0.0
-    num_replayed_steps: int = 0
-
-    @contextlib.contextmanager
-    def add_to(self, stage: str) -> Iterator[None]:
-        """Adds the time of a `with` block to a stage."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            setattr(self, stage, getattr(self, stage) + time.perf_counter() - start)
 
 
 @dataclass(frozen=True)
@@ -210,26 +189,31 @@ class Generation:
         decoding = gradients.open_decoding() if targets and not p.guidance.noised else None
         steering = Steering(p, seed, noise_pred, denoiser, targets, gradients, decoding)
         latents = torch.empty(0)
-        begun = time.perf_counter()
         try:
-            async for step in sample(p, seed, self.family, source, steering):
-                latents = step.latents
-                done = step.index + 1
-                wanted = p.preview_interval_steps and done % p.preview_interval_steps == 0
-                preview = await self.services.decode(step.predicted_x0(), p.image_format) if wanted else b""
-                await queue.put(Stepped(index, done, step.num_steps, preview))
-                if watch and p.attention and p.attention.is_due(done, step.num_steps):
-                    words = [word.text for word in watch.words]
-                    await queue.put(Attended(index, done, step.num_steps, words, watch.average()))
+            with self.seconds.add_to("denoise"):
+                async for step in sample(p, seed, self.family, source, steering):
+                    latents = step.latents
+                    done = step.index + 1
+                    preview = b""
+                    if p.preview_interval_steps and done % p.preview_interval_steps == 0:
+                        preview = await self._preview(step)
+                    await queue.put(Stepped(index, done, step.num_steps, preview))
+                    if watch and p.attention and p.attention.is_due(done, step.num_steps):
+                        words = [word.text for word in watch.words]
+                        await queue.put(Attended(index, done, step.num_steps, words, watch.average()))
         finally:
-            self.seconds.denoise += time.perf_counter() - begun
             self.seconds.num_replayed_steps += denoiser.num_replayed_steps
             await denoiser.close()
             if decoding is not None:
                 await decoding.close()
         with self.seconds.add_to("decode"):
             data = await self.services.decode(latents, p.image_format)
+        IMAGES.labels(p.guidance.kind, p.scheduler).inc()
         await queue.put(Finished(index, seed, data))
+
+    async def _preview(self, step: Step) -> bytes:
+        with stage("decode"):
+            return await self.services.decode(step.predicted_x0(), self.parameters.image_format)
 
 
 def cut_warnings(texts: list[str], encoded: EncodedTexts, family: FamilyInfo) -> list[str]:

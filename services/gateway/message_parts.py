@@ -7,7 +7,7 @@ from sfumato_protos.v1 import decoder_pb2, gateway_pb2
 
 from sfumato.common import calls
 from sfumato.common.errors import InvalidArgument
-from sfumato.gateway.generation import Seconds
+from sfumato.gateway.stages import Seconds
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 

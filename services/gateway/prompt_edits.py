@@ -11,10 +11,11 @@ import torch
 from sfumato.common.errors import InvalidArgument
 from sfumato.gateway.alignment import AttentionControl, align, column_weights, places_of, resolve_kind
 from sfumato.gateway.edit_parameters import EditParameters
-from sfumato.gateway.generation import EncodedTexts, Finished, Seconds, Services, Stepped, cut_warnings
+from sfumato.gateway.generation import EncodedTexts, Finished, Services, Stepped, cut_warnings
 from sfumato.gateway.inversion import invert
 from sfumato.gateway.parameters import FamilyInfo
 from sfumato.gateway.prompt_to_prompt import LocalBlend, sample_edit
+from sfumato.gateway.stages import IMAGES, Seconds
 from sfumato.gateway.trajectory import prepare
 
 SOURCE, TARGET = 1, 2  # rows of the conditioning, behind the null text
@@ -78,6 +79,7 @@ class PromptEdit:
                 *(self.services.decode(half, p.source.image_format) for half in both.split(1))
             )
         for index, data in enumerate(images):
+            IMAGES.labels("prompt_to_prompt", p.source.scheduler).inc()
             yield Finished(index, p.source.seed, data)
         self.seconds.total = time.perf_counter() - start
         yield self.seconds

@@ -21,12 +21,13 @@ from sfumato.gateway.config import GatewaySettings
 from sfumato.gateway.edit_messages import edit_response, given_edit_fields
 from sfumato.gateway.edit_parameters import resolve_edit
 from sfumato.gateway.editing import EditorChannel, register_editing
-from sfumato.gateway.generation import Attended, Event, Finished, Generation, Seconds, Started, Stepped
+from sfumato.gateway.generation import Attended, Event, Finished, Generation, Started, Stepped
 from sfumato.gateway.guidance_messages import given_guidance, guidance_message, kind_value
 from sfumato.gateway.message_parts import format_value, name_format, take_request_id, timings_message
 from sfumato.gateway.parameters import FamilyInfo, Parameters, resolve
 from sfumato.gateway.prompt_edits import PromptEdit
 from sfumato.gateway.sampling import SCHEDULERS, make_scheduler
+from sfumato.gateway.stages import IMAGES_LIMIT, IMAGES_RUNNING, Seconds
 
 log = structlog.get_logger()
 
@@ -45,6 +46,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
     def __init__(self, settings: GatewaySettings) -> None:
         self.settings = settings
         self.num_images = 0
+        IMAGES_LIMIT.set(settings.max_concurrent_images)
 
     def register(self, server: grpc.aio.Server) -> None:
         gateway_pb2_grpc.add_GatewayServiceServicer_to_server(self, server)
@@ -143,10 +145,12 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
                 "num_images", f"at most {limit} over all requests", self.num_images, advice
             )
         self.num_images += num_images
+        IMAGES_RUNNING.set(self.num_images)
         try:
             yield
         finally:
             self.num_images -= num_images
+            IMAGES_RUNNING.set(self.num_images)
 
 
 def scheduler_value(name: str) -> gateway_pb2.Scheduler.ValueType:

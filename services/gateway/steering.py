@@ -26,6 +26,7 @@ from sfumato.gateway.clip_gradient import (
 from sfumato.gateway.guidance import Guided, Point, clamped, classifier_free
 from sfumato.gateway.guidance_options import PREDICTED_X0, ClipOptions
 from sfumato.gateway.parameters import Parameters
+from sfumato.gateway.stages import stage
 
 
 class NoisePred(Protocol):
@@ -92,7 +93,8 @@ class Steering:
             )
         if clip is None:
             return Guided(noise_pred)
-        gradient = await self._gradient(point, rows, combine, clip)
+        with stage("guide"):
+            gradient = await self._gradient(point, rows, combine, clip)
         gradient = check_finite(gradient, "The gradient", point)
         return Guided(noise_pred, clamped(gradient, clip.gradient_clamp))
 

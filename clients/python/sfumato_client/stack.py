@@ -48,6 +48,7 @@ class Service:
     environment: dict[str, str]
     log: Path
     health_port: int = 0  # where health is asked in plaintext; 0: at port
+    metrics_port: int = 0  # 0: none
     process: "subprocess.Popen[bytes]" = field(init=False)
 
     @property
@@ -142,6 +143,7 @@ def local_stack(
     denoisers: int = 1,
     log_dir: Path,
     editor: bool = False,
+    metrics: bool = False,
     settings: dict[str, str] | None = None,
 ) -> Iterator[Stack]:
     """Runs all services until the block ends.
@@ -153,6 +155,7 @@ def local_stack(
         denoisers: how many denoiser processes.
         log_dir: folder for one log file per service.
         editor: whether to start the editor; its state lies where SFUMATO_EDITOR_STATE_DIR says.
+        metrics: whether each service has a Prometheus port, in its metrics_port.
         settings: further environment variables of the services.
 
     Raises:
@@ -164,6 +167,9 @@ def local_stack(
         raise StackError(f"{family} is no model family: it has no model_index.json; give --family DIR")
     log_dir.mkdir(parents=True, exist_ok=True)
     stack = _configure(family, port, host, denoisers, log_dir, editor, settings or {})
+    for service in stack.services if metrics else ():
+        service.metrics_port = free_port()
+        service.environment[f"{_prefix(service.name)}_METRICS_PORT"] = str(service.metrics_port)
     try:
         for service in stack.services:
             service.start()
@@ -180,7 +186,7 @@ def _configure(
     models = {}
     for name in names:
         free = free_port()
-        prefix = f"SFUMATO_{name.rstrip('0123456789').upper()}"
+        prefix = _prefix(name)
         own = {f"{prefix}_PORT": str(free), f"{prefix}_FAMILY": str(family)}
         models[name] = _service(name, free, settings, own, log_dir)
     gateway = {
@@ -196,9 +202,14 @@ def _configure(
     return Stack(family, door, models["encoder"], models["decoder"], replicas, models.get("editor"))
 
 
+def _prefix(name: str) -> str:
+    """Of a service's environment variables."""
+    return f"SFUMATO_{name.rstrip('0123456789').upper()}"
+
+
 def _service(name: str, port: int, settings: dict[str, str], own: dict[str, str], log_dir: Path) -> Service:
     """A service that is not started; reflection is on, for this is a person's machine."""
-    prefix = f"SFUMATO_{name.rstrip('0123456789').upper()}"
+    prefix = _prefix(name)
     environment = {f"{prefix}_REFLECTION": "true", **settings, **own}
     health_port = 0
     if f"{prefix}_TLS_CERT" in {**os.environ, **environment}:
