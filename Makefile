@@ -5,7 +5,7 @@ FAMILY ?= deploy/models/emoji
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench bench-edit edit-durability guidance-report edit-report attention-report train evaluate clean
+.PHONY: help setup demo test check format bench bench-edit edit-durability guidance-report edit-report attention-report dashboard-picture train evaluate clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ guidance-report: setup ## Curves of every kind of guidance over its scale, by a 
 
 attention-report: setup ## Whether words' attention maps lie where the things are, by a judge CLIP.
 	$(BIN)/python -m tests.bench.attention_report --family $(FAMILY)
+
+dashboard-picture: setup ## Draw the dashboard from a real load run (5 minutes; Debian's prometheus).
+	$(BIN)/python -m tests.bench.dashboard_picture --family $(FAMILY)
 
 train: setup ## Train the emoji family (hours on a CPU); goes on where it stopped.
 	$(BIN)/python -m sfumato.trainer all --checkpoints out/train --family $(FAMILY)
