@@ -17,6 +17,9 @@ class ServerSettings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(0, ge=0, le=65535, description="gRPC port; 0 picks a free one and logs it.")
     metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus HTTP port; 0: off.")
+    max_connection_age_seconds: float = Field(
+        0, ge=0, description="Age at which clients connect anew, and so find new replicas; 0: never."
+    )
     max_message_bytes: int = Field(16 * 2**20, gt=0, description="Largest message taken, in bytes.")
     drain_seconds: float = Field(30.0, ge=0, description="Time that running calls get after SIGTERM.")
     reflection: bool = Field(False, description="Serve gRPC reflection. `sfumato serve` does.")

@@ -52,10 +52,13 @@ def channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
     ]
 
 
-def server_options(max_message_bytes: int) -> list[tuple[str, int]]:
+def server_options(settings: ServerSettings) -> list[tuple[str, int]]:
     """Options of a server."""
+    age = settings.max_connection_age_seconds
     return [
-        *channel_options(max_message_bytes),
+        *channel_options(settings.max_message_bytes),
+        # Calls under way keep an aged connection until they end.
+        *([("grpc.max_connection_age_ms", int(1000 * age))] if age else []),
         ("grpc.so_reuseport", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
@@ -78,9 +81,7 @@ async def serve(settings: ServerSettings, servicer: Servicer) -> None:
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
     ready = asyncio.Event()
-    server = grpc.aio.server(
-        interceptors=[CallInterceptor(ready)], options=server_options(settings.max_message_bytes)
-    )
+    server = grpc.aio.server(interceptors=[CallInterceptor(ready)], options=server_options(settings))
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     servicer.register(server)
@@ -126,7 +127,7 @@ def _add_port(server: grpc.aio.Server, settings: ServerSettings) -> int:
 
 async def _serve_health_alone(health: HealthServicer, settings: ServerSettings) -> grpc.aio.Server:
     """A plaintext server of nothing but health: Kubernetes' gRPC probes know no TLS."""
-    server = grpc.aio.server(options=server_options(settings.max_message_bytes))
+    server = grpc.aio.server(options=server_options(settings))
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     if settings.health_port:
         server.add_insecure_port(f"{settings.host}:{settings.health_port}")

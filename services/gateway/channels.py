@@ -10,7 +10,6 @@ from sfumato_protos.v1 import (
     decoder_pb2,
     decoder_pb2_grpc,
     denoiser_pb2,
-    denoiser_pb2_grpc,
     encoder_pb2,
     encoder_pb2_grpc,
 )
@@ -23,11 +22,12 @@ from sfumato.common.tls import open_channel
 from sfumato.gateway.alignment import AttentionControl
 from sfumato.gateway.attention_maps import Word
 from sfumato.gateway.config import GatewaySettings
-from sfumato.gateway.denoisers import DenoiserStream, Replica, check_targets
+from sfumato.gateway.denoisers import DenoiserStream
 from sfumato.gateway.failures import calling
 from sfumato.gateway.generation import EncodedTexts
 from sfumato.gateway.gradient_channels import GradientServices
 from sfumato.gateway.parameters import FamilyInfo
+from sfumato.gateway.replicas import Replicas
 
 # Every unary call is a function of its request, so repeating one is safe.
 SERVICE_CONFIG = json.dumps(
@@ -57,26 +57,22 @@ class ModelServices:
         options: list[tuple[str, int | str]] = [
             *channel_options(settings.max_message_bytes),
             ("grpc.service_config", SERVICE_CONFIG),
-            # A service that comes back is found at once.
+            # A service that comes back, perhaps at another address, is found at once.
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1000),
+            ("grpc.dns_min_time_between_resolutions_ms", 1000),
         ]
 
-        def channel(target: str) -> Any:
-            return open_channel(target, options, settings.services_tls)
+        def channel(target: str, host: str = "") -> Any:
+            named: list[tuple[str, int | str]] = [("grpc.ssl_target_name_override", host)] if host else []
+            return open_channel(target, [*options, *named], settings.services_tls)
 
-        targets = [target.strip() for target in settings.denoiser_targets.split(",") if target.strip()]
-        check_targets(targets)
+        self.replicas = Replicas(settings.denoiser_targets, channel, settings.resolve_seconds)
         encoder, decoder = channel(settings.encoder_target), channel(settings.decoder_target)
-        denoisers = [channel(target) for target in targets]
-        self._channels = [encoder, decoder, *denoisers]
+        self._channels = [encoder, decoder]
         self.encoder: encoder_pb2_grpc.EncoderServiceAsyncStub = encoder_pb2_grpc.EncoderServiceStub(encoder)
         self.decoder: decoder_pb2_grpc.DecoderServiceAsyncStub = decoder_pb2_grpc.DecoderServiceStub(decoder)
         self.gradients = GradientServices(self.encoder, self.decoder, settings)
-        self.replicas = [
-            Replica(target, denoiser_pb2_grpc.DenoiserServiceStub(stream))
-            for target, stream in zip(targets, denoisers, strict=True)
-        ]
 
     async def family(self) -> FamilyInfo:
         """What the services hold, once each kind answers.
@@ -109,7 +105,7 @@ class ModelServices:
         )
 
     async def _denoiser_info(self) -> denoiser_pb2.GetDenoiserInfoResponse:
-        for replica in self.replicas:
+        for replica in self.replicas.current:
             with contextlib.suppress(grpc.aio.AioRpcError):
                 return await replica.stub.GetDenoiserInfo(denoiser_pb2.GetDenoiserInfoRequest())
         raise Unavailable(f"no denoiser answers: {self.settings.denoiser_targets}")
@@ -159,5 +155,6 @@ class ModelServices:
 
     async def close(self) -> None:
         """Closes all channels."""
+        await self.replicas.close()
         for channel in self._channels:
             await channel.close()

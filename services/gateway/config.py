@@ -15,9 +15,17 @@ class GatewaySettings(ServerSettings):
 
     model_config = SettingsConfigDict(env_prefix="SFUMATO_GATEWAY_", frozen=True)
 
-    encoder_target: str = Field("127.0.0.1:50052", description="host:port of the encoder.")
-    decoder_target: str = Field("127.0.0.1:50053", description="host:port of the decoder.")
-    denoiser_targets: str = Field("127.0.0.1:50054", description="host:port of each denoiser, by commas.")
+    encoder_target: str = Field(
+        "127.0.0.1:50052", description="host:port or dns:///host:port of the encoder."
+    )
+    decoder_target: str = Field(
+        "127.0.0.1:50053", description="host:port or dns:///host:port of the decoder."
+    )
+    denoiser_targets: str = Field(
+        "127.0.0.1:50054",
+        description="host:port of each denoiser, by commas; dns:///host:port: one at each of its addresses.",
+    )
+    resolve_seconds: float = Field(2.0, gt=0, description="How often denoisers are looked up by dns:///.")
     editor_target: str = Field("", description="host:port of the editor; empty: editing is not offered.")
     editor_wait_seconds: float = Field(30.0, gt=0, description="How long a call waits for a lost editor.")
     max_num_images: int = Field(8, gt=0, description="Most images of one request.")

@@ -1,4 +1,4 @@
-"""The denoiser replicas, and the stream of one trajectory over them.
+"""The stream of one trajectory over the denoiser replicas.
 
 A trajectory's whole state is in the gateway, so a replica that dies costs one step: the stream is opened
 at another replica, the conditioning sent again, and the step repeated. The model is a function of its
@@ -8,22 +8,22 @@ inputs, so the image is the same.
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import structlog
 import torch
 from prometheus_client import Counter
-from sfumato_protos.v1 import denoiser_pb2, denoiser_pb2_grpc
+from sfumato_protos.v1 import denoiser_pb2
 
 from sfumato.common import calls
-from sfumato.common.errors import DeadlineExceeded, SfumatoError, Unavailable
+from sfumato.common.errors import DeadlineExceeded, Unavailable
 from sfumato.common.status import ForwardedError
 from sfumato.common.tensors import from_message, to_message
 from sfumato.gateway.alignment import AttentionControl
 from sfumato.gateway.attention_maps import LayerMaps
 from sfumato.gateway.denoiser_attention import control_message, layer_maps
+from sfumato.gateway.replicas import Replica, Replicas, pick
 from sfumato.gateway.stages import STEP_SECONDS
 
 log = structlog.get_logger()
@@ -33,31 +33,12 @@ LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.
 RETRY_SECONDS = 0.1
 
 
-@dataclass
-class Replica:
-    """One denoiser: how many trajectories it has, and when it was last lost."""
-
-    target: str
-    stub: "denoiser_pb2_grpc.DenoiserServiceAsyncStub"
-    num_trajectories: int = 0
-    lost_at: float = float("-inf")
-
-
-def pick(replicas: list[Replica]) -> Replica:
-    """The replica with the fewest trajectories among those not lost in the last second, or at all."""
-    now = time.monotonic()
-    alive = [replica for replica in replicas if now - replica.lost_at > 1.0]
-    if alive:
-        return min(alive, key=lambda replica: replica.num_trajectories)
-    return min(replicas, key=lambda replica: replica.lost_at)
-
-
 class DenoiserStream:
     """One trajectory's stream; survives the loss of replicas."""
 
     def __init__(
         self,
-        replicas: list[Replica],
+        replicas: Replicas,
         prompt_embeds: torch.Tensor,
         wait_seconds: float,
         step_seconds: float,
@@ -164,7 +145,7 @@ class DenoiserStream:
             except (grpc.aio.AioRpcError, TimeoutError, asyncio.InvalidStateError) as error:
                 self._lose(error)
             if time.monotonic() >= give_up:
-                targets = ", ".join(replica.target for replica in self._replicas)
+                targets = ", ".join(self._replicas.targets)
                 raise Unavailable(f"no denoiser answers ({targets}); try again later")
             self.num_replayed_steps += 1
             REPLAYED.inc()
@@ -172,7 +153,9 @@ class DenoiserStream:
 
     async def _exchange(self, request: denoiser_pb2.DenoiseRequest) -> denoiser_pb2.DenoiseResponse:
         if self._call is None:
-            self._replica = pick(self._replicas)
+            if not self._replicas.current:
+                raise asyncio.InvalidStateError("the DNS knows no denoiser")
+            self._replica = pick(self._replicas.current)
             self._replica.num_trajectories += 1
             self._call = self._replica.stub.Denoise(**calls.outgoing())
             await self._call.write(denoiser_pb2.DenoiseRequest(open=self._open))
@@ -225,9 +208,3 @@ class DenoiserStream:
 def _noise_pred(response: denoiser_pb2.DenoiseResponse, num_rows: int, latents: torch.Tensor) -> torch.Tensor:
     shape = (num_rows, None, *latents.shape[2:])
     return from_message(response.noise_pred, "noise_pred", shape, 16 * num_rows * latents.numel())
-
-
-def check_targets(targets: list[str]) -> None:
-    """Raises where no denoiser is configured."""
-    if not targets:
-        raise SfumatoError("SFUMATO_GATEWAY_DENOISER_TARGETS names no denoiser")
