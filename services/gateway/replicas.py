@@ -103,7 +103,8 @@ class Replicas:
 
     def _open(self, address: str, host: str) -> Replica:
         channel = self._open_channel(address, host)
-        return Replica(address, denoiser_pb2_grpc.DenoiserServiceStub(channel), channel)
+        stub: Any = denoiser_pb2_grpc.DenoiserServiceStub(channel)
+        return Replica(address, stub, channel)
 
     async def _close_idle(self) -> None:
         """Closes the channels of replicas that left, once their last trajectory has ended."""
