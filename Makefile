@@ -3,9 +3,10 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 FAMILY ?= deploy/models/emoji
 INSTALLED := .venv/.installed
+SUPPLY := .venv-supply
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench bench-edit edit-durability guidance-report edit-report attention-report dashboard-picture train evaluate clean
+.PHONY: help setup demo test check format bench bench-edit edit-durability guidance-report edit-report attention-report dashboard-picture locks sbom licences audit train evaluate clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,5 +65,23 @@ train: setup ## Train the emoji family (hours on a CPU); goes on where it stoppe
 evaluate: setup ## Figures and contact sheet of the emoji family.
 	$(BIN)/python -m sfumato.trainer evaluate --checkpoints out/train --family $(FAMILY)
 
+$(SUPPLY)/.installed: deploy/supply-tools.txt
+	test -d $(SUPPLY) || $(PYTHON) -m venv $(SUPPLY)
+	$(SUPPLY)/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
+locks: setup ## Write the locks with hashes that images are installed from (minutes; needs PyPI).
+	$(BIN)/python deploy/hash_lock.py cpu
+	$(BIN)/python deploy/hash_lock.py cuda
+
+sbom: setup $(SUPPLY)/.installed ## out/sbom.cdx.json: the bill of materials, CycloneDX.
+	mkdir -p out && $(SUPPLY)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible -o out/sbom.cdx.json
+
+licences: setup $(SUPPLY)/.installed ## out/licences.md: each dependency's licence.
+	mkdir -p out && $(SUPPLY)/bin/pip-licenses --python $(BIN)/python --from=mixed --format=markdown --order=license --output-file out/licences.md
+
+audit: $(SUPPLY)/.installed ## Known vulnerabilities of what is locked (needs PyPI).
+	$(SUPPLY)/bin/pip-audit --requirement requirements.lock --disable-pip --no-deps --strict --progress-spinner off
+
 clean: ## Remove what was made.
-	rm -rf .venv out build protos/build protos/sfumato_protos
+	rm -rf .venv .venv-supply out build protos/build protos/sfumato_protos

@@ -1,8 +1,9 @@
 """Traces: the W3C trace context through the services, and OpenTelemetry spans where OTEL_* asks for them.
 
 Without an exporter the spans cost nothing, and the trace id still travels, so that every log line has it.
-opentelemetry-instrumentation-grpc is not used: its interceptors wrap the streams' read and write, and what is
-needed of it is two metadata entries.
+opentelemetry-instrumentation-grpc (0.66b2) is not used: it puts a generator of responses in the place of a
+stream's call, which the gateway reads and writes itself, and it records errors' texts, which may quote a
+prompt. What is needed of it is two metadata entries.
 """
 
 import asyncio

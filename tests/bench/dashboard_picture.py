@@ -7,6 +7,7 @@ killed and started again. Then every query of deploy/grafana/sfumato.json is ask
 """
 
 import argparse
+import io
 import itertools
 import os
 import tempfile
@@ -16,11 +17,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from sfumato_client import Client, SfumatoError
 from sfumato_client.stack import Stack, local_stack
 from tests.prometheus import ask, expression, panels, running_prometheus
 
 SCRAPE_SECONDS = 2
+MOST_NAMED = 6  # curves of a panel in its legend
 THREADS = {f"SFUMATO_{service}_NUM_THREADS": "1" for service in ("ENCODER", "DECODER", "DENOISER", "EDITOR")}
 REQUESTS: tuple[dict[str, Any], ...] = (
     {"num_inference_steps": 20},
@@ -50,7 +54,7 @@ def edit_until(target: str, end: float) -> None:
         for count in itertools.count(1):
             if time.monotonic() > end:
                 return
-            operation = client.start_edit("deep-image-prior", prompts=["a cat"], num_iterations=25)
+            operation = client.start_edit("deep-image-prior", prompts=["a cat"], num_iterations=6)
             if count % 3 == 0:
                 client.cancel_operation(operation.name)
             client.wait_operation(operation.name)
@@ -90,7 +94,8 @@ def curves(url: str, panel: dict[str, Any], start: float, end: float) -> list[tu
         for series in data["result"]:
             legend = target["legendFormat"]
             for name, value in series["metric"].items():
-                legend = legend.replace(f"{{{{{name}}}}}", value.rpartition("/")[2].rpartition(".")[2])
+                short = value.rpartition("/")[2].removeprefix("sfumato.v1.")
+                legend = legend.replace(f"{{{{{name}}}}}", short)
             found.append((legend, series["values"]))
     return found
 
@@ -112,13 +117,17 @@ def draw(drawn: list[tuple[dict[str, Any], list[tuple[str, list[Any]]]]], start:
             points = [(float(at) - start, float(value) / scale) for at, value in values if value != "NaN"]
             if points:
                 axis.plot(*zip(*points, strict=True), label=legend, linewidth=1)
-        axis.set_ylim(bottom=0)
-        if axis.lines:
-            axis.legend(fontsize=6, loc="upper left")
+        axis.set(ylim=(0, None), xlim=(0, None))
+        largest = sorted(axis.lines, key=lambda line: -max(line.get_ydata()))[:MOST_NAMED]
+        if largest:
+            axis.legend(handles=largest, fontsize=7, loc="upper left", framealpha=0.7)
     for axis in axes[-1]:
         axis.set_xlabel("seconds")
     figure.tight_layout()
-    figure.savefig(path, dpi=60, pil_kwargs={"optimize": True})
+    drawn_at = io.BytesIO()
+    figure.savefig(drawn_at, dpi=60)
+    few = Image.open(drawn_at).convert("RGB").quantize(64, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)
 
 
 def main() -> None:
