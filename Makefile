@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 SUPPLY := .venv-supply
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench bench-edit edit-durability guidance-report edit-report attention-report dashboard-picture locks sbom licences audit train evaluate clean
+.PHONY: help setup demo test check format bench bench-edit edit-durability guidance-report edit-report attention-report dashboard-picture k8s-check k8s-trial locks sbom licences audit train evaluate clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,12 @@ check: setup ## Lint, types, layers, protos. Quick.
 	$(BIN)/mypy clients/python/sfumato_client
 	$(BIN)/lint-imports
 	cd protos && ../$(BIN)/buf lint
+
+k8s-check: setup ## Render, validate and scan the Kubernetes manifests; lint the Dockerfile and compose files.
+	$(BIN)/python -m tests.k8s.check
+
+k8s-trial: setup ## Run the cpu overlay's pods here; restart, drain, scale them under load (root, iproute2).
+	$(BIN)/python -m tests.k8s.trial --clients 8 --output out/k8s-trial.json
 
 format: setup ## Format the code.
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

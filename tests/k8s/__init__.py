@@ -1,0 +1,1 @@
+"""What checks the manifests of k8s/, and what runs them on this machine."""
