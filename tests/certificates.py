@@ -35,12 +35,12 @@ class Authority:
         """Its certificate."""
         return self.certificate.public_bytes(Encoding.PEM)
 
-    def issue(self, name: str) -> tuple[bytes, bytes]:
-        """Certificate and key, PEM, for loopback and the name."""
+    def issue(self, name: str, address: str = "127.0.0.1") -> tuple[bytes, bytes]:
+        """Certificate and key, PEM, for the name, localhost and the address."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        loopback = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-        names = x509.SubjectAlternativeName([x509.DNSName(name), x509.DNSName("localhost"), loopback])
+        numeric = x509.IPAddress(ipaddress.ip_address(address))
+        names = x509.SubjectAlternativeName([x509.DNSName(name), x509.DNSName("localhost"), numeric])
         built = _builder(subject, self.certificate.subject, key).add_extension(names, critical=False)
         certificate = built.sign(self.key, hashes.SHA256()).public_bytes(Encoding.PEM)
         return certificate, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import yaml
 
-from tests.k8s.tools import render, tools
+from tests.k8s.tools import K8S, render, tools
 
 ROOT = Path(__file__).parents[2]
-OVERLAYS = sorted(path.parent for path in (ROOT / "k8s" / "overlays").glob("*/kustomization.yaml"))
-COMPONENTS = sorted(path.parent for path in (ROOT / "k8s" / "components").glob("*/kustomization.yaml"))
-SERVICES = ("gateway", "encoder", "decoder", "denoiser", "editor")
+OVERLAYS = sorted(path.parent for path in (K8S / "overlays").glob("*/kustomization.yaml"))
+COMPONENTS = sorted(path.parent for path in (K8S / "components").glob("*/kustomization.yaml"))
 VERSIONS = ("1.35", "1.36", "1.37")
 # Kinds of other projects; kubernetes-validate has only Kubernetes' own. Their fields are checked in
 # tests/unit/k8s/test_manifests.py against what those projects document.
@@ -30,16 +29,8 @@ def rendered(folder: Path) -> list[Path]:
         files.append(folder / f"{overlay.name}.yaml")
         files[-1].write_text(render(overlay))
     for component in alone:
-        with tempfile.TemporaryDirectory(dir=ROOT / "k8s" / "overlays", prefix=".check-") as made:
-            overlay = {
-                "namespace": "sfumato",
-                "resources": ["../../base"],
-                "components": [f"../../components/{component.name}"],
-                "images": [{"name": f"sfumato/{name}", "newTag": "cpu"} for name in SERVICES],
-            }
-            (Path(made) / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
-            files.append(folder / f"base-with-{component.name}.yaml")
-            files[-1].write_text(render(Path(made)))
+        files.append(folder / f"base-with-{component.name}.yaml")
+        files[-1].write_text(render(K8S / "base", [component.name], "cpu"))
     return files
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.k8s.manifests import Manifests, Workload
 from tests.k8s.network import VIRTUAL, Names, Network, VirtualAddress
 from tests.k8s.pods import Pod
+from tests.k8s.secrets import Secrets
 
 NODES = ("node-a", "node-b")
 
@@ -17,6 +18,7 @@ class Cluster:
 
     def __init__(self, manifests: Manifests, folder: Path, family: Path, settings: dict[str, str]) -> None:
         self.manifests, self.folder, self.family, self.settings = manifests, folder, family, settings
+        self.secrets = Secrets(folder / "secrets", list(manifests.secrets))
         self.network, self.names = Network(), Names()
         (port,) = (p["port"] for p in manifests.services["gateway"]["ports"] if p["name"] == "grpc")
         self.door = VirtualAddress(port)
@@ -60,7 +62,7 @@ class Cluster:
         stateful = workload.kind == "StatefulSet"
         name = name or (f"{workload.name}-0" if stateful else f"{workload.name}-{next(self._ids)}")
         folder = self.folder / (f"{name}-{next(self._ids)}" if stateful else name)
-        pod = Pod(name, node, workload, self.network, folder, self.family, self.settings)
+        pod = Pod(name, node, workload, self.network, folder, self.family, self.settings, self.secrets.folder)
         self.pods.append(pod)
         await pod.start()
         return pod

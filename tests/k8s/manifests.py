@@ -44,6 +44,7 @@ class Manifests:
     workloads: dict[str, Workload]
     services: dict[str, dict[str, Any]]  # specs
     max_unavailable: dict[str, int]  # of each workload's disruption budget
+    secrets: tuple[str, ...]  # that cert-manager makes for the services
 
 
 def read(text: str) -> Manifests:
@@ -60,6 +61,7 @@ def read(text: str) -> Manifests:
             d["spec"]["selector"]["matchLabels"][NAME]: d["spec"]["maxUnavailable"]
             for d in by_kind["PodDisruptionBudget"]
         },
+        tuple(d["spec"]["secretName"] for d in by_kind.get("Certificate", []) if not d["spec"].get("isCA")),
     )
 
 

@@ -33,10 +33,10 @@ class Pod:
 
     def __init__(
         self, name: str, node: str, workload: Workload, network: Network, folder: Path, family: Path,
-        settings: dict[str, str],
+        settings: dict[str, str], secrets: Path,
     ) -> None:  # fmt: skip
         self.name, self.node, self.workload, self.folder = name, node, workload, folder
-        self._network, self._family, self._settings = network, family, settings
+        self._network, self._family, self._settings, self._secrets = network, family, settings, secrets
         self.started, self.ready, self.terminating, self.killed = False, False, False, False
         self.num_restarts = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -94,7 +94,10 @@ class Pod:
         return lines
 
     def _volume(self, name: str, context: dict[str, Any]) -> Path:
-        """A claim's folder outlives the pod, an empty folder ends with it."""
+        """A claim's folder and a Secret outlive the pod, an empty folder ends with it."""
+        definition = next((v for v in self.workload.template["volumes"] if v["name"] == name), {})
+        if "secret" in definition:
+            return self._secrets / str(definition["secret"]["secretName"])
         claimed = name in self.workload.claims
         path = self.folder.parent / f"claim-{name}-{self.name}" if claimed else self.folder / "volumes" / name
         path.mkdir(parents=True, exist_ok=True)

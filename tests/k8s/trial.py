@@ -20,12 +20,16 @@ from typing import Any
 from tests.k8s.cluster import Cluster
 from tests.k8s.load import Load
 from tests.k8s.manifests import read
-from tests.k8s.tools import render
+from tests.k8s.tools import K8S, render
 from tests.tiny_family import save_tiny_family
 
-OVERLAYS = Path(__file__).parents[2] / "k8s" / "overlays"
 # A graph of ONNX Runtime is exported by each pod anew; with tiny weights torch is ready sooner.
-SETTINGS = {f"SFUMATO_{name}_ENGINE": "torch" for name in ("ENCODER", "DECODER", "DENOISER", "EDITOR")}
+# All pods share one machine, so that more threads only cost.
+SETTINGS = {
+    f"SFUMATO_{service}_{name}": value
+    for service in ("ENCODER", "DECODER", "DENOISER", "EDITOR")
+    for name, value in (("ENGINE", "torch"), ("NUM_THREADS", "1"))
+}
 
 
 async def phase(name: str, cluster: Cluster, load: Load, work: Awaitable[None]) -> dict[str, Any]:
@@ -46,7 +50,7 @@ async def trial(cluster: Cluster, num_clients: int) -> list[dict[str, Any]]:
     begun = time.monotonic()
     await cluster.start()
     print(f"{len(cluster.pods)} pods ready after {time.monotonic() - begun:.0f} s", flush=True)
-    load = Load(cluster.target, num_clients)
+    load = Load(cluster.target, num_clients, {"tls_ca": cluster.secrets.ca} if cluster.secrets.names else {})
     await load.learn()
     load.start()
     results = []
@@ -57,15 +61,25 @@ async def trial(cluster: Cluster, num_clients: int) -> list[dict[str, Any]]:
         for count in (1, 3, 1):
             work = cluster.scale("denoiser", count)
             results.append(await phase(f"scale denoiser to {count}", cluster, load, work))
+        if cluster.secrets.names:
+            for number in (1, 2, 3):
+                work = rotated(cluster)
+                results.append(await phase(f"rotate certificates, {number}", cluster, load, work))
         results.append(await phase("undisturbed", cluster, load, asyncio.sleep(20)))
     finally:
         await load.stop()
     return results
 
 
+async def rotated(cluster: Cluster) -> None:
+    """All certificates replaced, and time for calls with the new ones."""
+    cluster.secrets.rotate()
+    await asyncio.sleep(20)
+
+
 async def run(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """The trial in its folder."""
-    manifests = read(render(OVERLAYS / options.overlay))
+    manifests = read(render(K8S / "overlays" / options.overlay, ["tls"] if options.tls else []))
     cluster = Cluster(manifests, folder, folder / "tiny", SETTINGS)
     try:
         return await trial(cluster, options.clients)
@@ -78,6 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--overlay", default="cpu", help="Folder in k8s/overlays.")
     parser.add_argument("--clients", type=int, default=8, help="Clients at one time; one of them edits.")
+    parser.add_argument("--tls", action="store_true", help="With component tls; also rotates certificates.")
     parser.add_argument("--output", type=Path, help="JSON file for the results.")
     options = parser.parse_args()
     if os.geteuid() or not shutil.which("ip"):

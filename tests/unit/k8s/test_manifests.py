@@ -200,3 +200,30 @@ def test_the_route_names_every_service_that_clients_call() -> None:
     assert routed == served
     (backend,) = rule["backendRefs"]
     assert (backend["name"], backend["port"]) == ("gateway", PORTS["gateway"])
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_with_tls_each_service_has_a_certificate_for_the_name_it_is_called_by(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificates = {
+        d["metadata"]["name"]: d["spec"]
+        for d in documents("components/tls/certificates.yaml")
+        if d["kind"] == "Certificate"
+    }
+    assert name in certificates[name]["dnsNames"]
+    assert set(certificates[name]["usages"]) == {"server auth", "client auth"}
+    patch = next(d for d in documents("components/tls/pods.yaml") if d["metadata"]["name"] == name)
+    pod = patch["spec"]["template"]["spec"]
+    (volume,), (container,) = pod["volumes"], pod["containers"]
+    assert volume["secret"]["secretName"] == certificates[name]["secretName"]
+    settings = settings_of(name, environment(container, name), monkeypatch)
+    (mount,) = container["volumeMounts"]
+    files = {settings.tls_cert, settings.tls_key}
+    if name == "gateway":
+        files |= {settings.services_tls_ca, settings.services_tls_cert, settings.services_tls_key}
+    else:
+        assert settings.tls_client_ca is not None
+        files.add(settings.tls_client_ca)
+    assert {str(file.parent) for file in files} == {mount["mountPath"]}
+    assert {file.name for file in files} == {"tls.crt", "tls.key", "ca.crt"}
