@@ -9,6 +9,7 @@ import pytest
 
 from sfumato_client import AsyncClient
 from sfumato_client.stack import Stack, free_port, local_stack
+from tests.secured import Secured, running_secured
 from tests.tiny_family import save_tiny_family
 
 METRICS_PORT = free_port()
@@ -50,6 +51,13 @@ def tiny_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     for name in ("ENCODER", "DECODER", "DENOISER"):
         settings |= {f"SFUMATO_{name}_ENGINE": "torch", f"SFUMATO_{name}_NUM_THREADS": "1"}
     with local_stack(family, denoisers=2, log_dir=logs, settings=settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    """All services with mutual TLS and credentials; its files are replaced now and then, so ask for them."""
+    with running_secured(tmp_path_factory.mktemp("secured")) as running:
         yield running
 
 

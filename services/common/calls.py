@@ -2,6 +2,7 @@
 
 import time
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import grpc
@@ -13,7 +14,25 @@ from sfumato.common.tracing import request_id as request_id
 Context = grpc.aio.ServicerContext[Any, Any]
 
 REQUEST_ID_KEY = "x-request-id"
+OWNER_KEY = "x-sfumato-owner"  # from the gateway to the editor
 
+
+@dataclass(frozen=True)
+class Caller:
+    """Who calls; all empty where nobody has to say.
+
+    Attributes:
+        tenant: whom the call counts for.
+        credential: id of the key, or subject of the JWT; no secret.
+        owner: whose edits the call may see; "": all.
+    """
+
+    tenant: str = ""
+    credential: str = ""
+    owner: str = ""
+
+
+caller: ContextVar[Caller] = ContextVar("caller", default=Caller())  # noqa: B039  (it is frozen)
 deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 
 
@@ -31,6 +50,8 @@ def remaining_seconds() -> float | None:
 
 
 def outgoing() -> CallOptions:
-    """Deadline, request id and trace of the current call, for a call to another service."""
-    metadata = ((REQUEST_ID_KEY, request_id.get()), *headers())
+    """Deadline, request id, owner and trace of the current call, for a call to another service."""
+    owner = caller.get().owner
+    owned = ((OWNER_KEY, owner),) if owner else ()
+    metadata = ((REQUEST_ID_KEY, request_id.get()), *owned, *headers())
     return {"timeout": remaining_seconds(), "metadata": metadata}

@@ -24,6 +24,9 @@ class ServerSettings(BaseSettings):
     drain_seconds: float = Field(30.0, ge=0, description="Time that running calls get after SIGTERM.")
     reflection: bool = Field(False, description="Serve gRPC reflection. `sfumato serve` does.")
     log_level: str = Field("info", description="debug, info, warning or error.")
+    log_prompts: bool = Field(
+        False, description="Let clients' texts into the logs. Default: no prompt, no quoted value, is logged."
+    )
     tls_cert: Path | None = Field(None, description="Certificate chain, PEM. Default: no TLS.")
     tls_key: Path | None = Field(None, description="Its private key, PEM.")
     tls_client_ca: Path | None = Field(

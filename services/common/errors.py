@@ -12,10 +12,14 @@ class SfumatoError(Exception):
         field: the request field it is about, "" if none.
         limit: what would have been accepted.
         value: what was given, shortened.
+
+    Attributes:
+        retry_seconds: when to try again, where that is known.
     """
 
     code: str = "INTERNAL"
     reason: str = "INTERNAL"
+    retry_seconds: float | None = None
 
     def __init__(self, message: str, *, field: str = "", limit: object = "", value: object = "") -> None:
         super().__init__(message)
@@ -45,6 +49,20 @@ class ResourceExhausted(SfumatoError):
     def __init__(self, field: str, limit: object, value: object, advice: str = "") -> None:
         text = f"{field} may be {limit}, but is {shorten(value)}"
         super().__init__(f"{text}. {advice}" if advice else text, field=field, limit=limit, value=value)
+
+
+class Unauthenticated(SfumatoError):
+    """No valid credential. The message does not tell an unknown one from a wrong one."""
+
+    code = "UNAUTHENTICATED"
+    reason = "NO_VALID_CREDENTIAL"
+
+
+class PermissionDenied(SfumatoError):
+    """The credential is valid, and does not allow this."""
+
+    code = "PERMISSION_DENIED"
+    reason = "SCOPE_MISSING"
 
 
 class NotFound(SfumatoError):

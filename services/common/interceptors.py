@@ -1,4 +1,4 @@
-"""The one interceptor of every service: request id, trace, deadline, metrics, log line, errors to status."""
+"""The one interceptor of every service: caller, request id, trace, deadline, metrics, log line, status."""
 
 import asyncio
 import re
@@ -6,26 +6,34 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 
-from sfumato.common import calls, tracing
-from sfumato.common.errors import SfumatoError, Unavailable
+from sfumato.common import audit, calls, tracing
+from sfumato.common.admission import Admission
+from sfumato.common.errors import InvalidArgument, SfumatoError, Unavailable
 from sfumato.common.metrics import REQUEST_SECONDS, REQUESTS, RUNNING
 from sfumato.common.status import ForwardedError, abort
 
 log = structlog.get_logger()
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+# Whoever may connect may ask for these: they tell nothing of any tenant.
+OPEN = ("/grpc.health.v1.Health/", "/grpc.reflection.")
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps the handlers of what the services do; health and reflection pass by."""
+    """Wraps the handlers of what the services do; health and reflection pass by.
 
-    def __init__(self, ready: asyncio.Event) -> None:
-        self._ready = ready
+    A caller is identified before anything of the message is read.
+    """
+
+    def __init__(self, ready: asyncio.Event, admission: Admission, log_prompts: bool = False) -> None:
+        self._ready, self._admission, self._log_prompts = ready, admission, log_prompts
 
     async def intercept_service(
         self,
@@ -34,36 +42,66 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     ) -> Any:
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or not method.startswith(("/sfumato.", "/google.longrunning.")):
+        if handler is None or method.startswith(OPEN):
             return handler
-        metadata = dict(handler_call_details.invocation_metadata or ())
-        return self._wrap(handler, method, metadata)
+        metadata = tuple(handler_call_details.invocation_metadata or ())
+        try:
+            caller = self._admission.identify(method, metadata)
+        except SfumatoError as error:
+            return self._refusal(Call(method, dict(metadata), calls.Caller()), error)
+        return self._wrap(handler, Call(method, dict(metadata), caller))
 
-    def _wrap(self, handler: Any, method: str, metadata: Mapping[str, str | bytes]) -> Any:
-        async def unary(request: Any, context: calls.Context) -> Any:
-            async with self._call(method, metadata, context):
-                return await handler.unary_unary(request, context)
+    def _refusal(self, call: "Call", error: SfumatoError) -> Any:
+        async def refuse(messages: Any, context: calls.Context) -> AsyncIterator[bytes]:
+            async with self._around(call, context):
+                raise error
+            yield b""
 
-        async def stream(request: Any, context: calls.Context) -> AsyncIterator[Any]:
-            behaviour = handler.stream_stream or handler.unary_stream
-            async with self._call(method, metadata, context):
-                async for response in behaviour(request, context):
+        # As a stream, whatever the method is: a stream's messages are read only when asked for.
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+    def _wrap(self, handler: Any, call: "Call") -> Any:
+        def parsed(data: bytes) -> Any:
+            try:
+                request = handler.request_deserializer(data)
+            except DecodeError as error:
+                limit = f"the message that {call.method} takes"
+                raise InvalidArgument("request", limit, f"{len(data)} bytes that are none") from error
+            if self._log_prompts:
+                call.texts += audit.texts_of(request)
+            return request
+
+        async def all_parsed(messages: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+            async for data in messages:
+                yield parsed(data)
+
+        async def unary(data: bytes, context: calls.Context) -> Any:
+            async with self._around(call, context):
+                return await handler.unary_unary(parsed(data), context)
+
+        async def stream(data: bytes, context: calls.Context) -> AsyncIterator[Any]:
+            async with self._around(call, context):
+                async for response in handler.unary_stream(parsed(data), context):
                     yield response
 
-        codec = (handler.request_deserializer, handler.response_serializer)
+        async def streams(messages: AsyncIterator[bytes], context: calls.Context) -> AsyncIterator[Any]:
+            async with self._around(call, context):
+                async for response in handler.stream_stream(all_parsed(messages), context):
+                    yield response
+
         if handler.stream_stream:
-            return grpc.stream_stream_rpc_method_handler(stream, *codec)
+            return grpc.stream_stream_rpc_method_handler(streams, None, handler.response_serializer)
         if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(stream, *codec)
-        return grpc.unary_unary_rpc_method_handler(unary, *codec)
+            return grpc.unary_stream_rpc_method_handler(stream, None, handler.response_serializer)
+        return grpc.unary_unary_rpc_method_handler(unary, None, handler.response_serializer)
 
     @asynccontextmanager
-    async def _call(
-        self, method: str, metadata: Mapping[str, str | bytes], context: calls.Context
-    ) -> AsyncIterator[None]:
-        given = str(metadata.get(calls.REQUEST_ID_KEY, ""))
+    async def _around(self, call: "Call", context: calls.Context) -> AsyncIterator[None]:
+        method = call.method
+        given = str(call.metadata.get(calls.REQUEST_ID_KEY, ""))
         calls.request_id.set(given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
-        span = tracing.begin(method, metadata)
+        calls.caller.set(call.caller)
+        span = tracing.begin(method, call.metadata)
         seconds = context.time_remaining()
         start = time.monotonic()
         calls.deadline.set(None if seconds is None else start + seconds)
@@ -72,7 +110,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         try:
             if not self._ready.is_set():
                 raise Unavailable(f"{method} is not ready: its model is loading or it is draining")
-            yield
+            with self._admission.admitted(call.caller):
+                yield
         except asyncio.CancelledError:
             code = "CANCELLED"
             raise
@@ -81,7 +120,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             raise
         except SfumatoError as error:
             code = error.grpc_code.name if isinstance(error, ForwardedError) else error.code
-            log.info("refused", method=method, error=error.message)
+            self._log_refusal(method, error)
             await abort(context, error)
         except Exception:
             code = "INTERNAL"
@@ -95,4 +134,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             REQUESTS.labels(method, code).inc()
             REQUEST_SECONDS.labels(method, code).observe(elapsed)
             tracing.end(span, code)
-            log.info("call", method=method, code=code, seconds=round(elapsed, 4))
+            audit.write(method, code, round(elapsed, 4), context.peer(), call.texts)
+
+    def _log_refusal(self, method: str, error: SfumatoError) -> None:
+        """The message quotes what was given, which may be a prompt."""
+        said = {"error": error.message} if self._log_prompts else {"field": error.field, "limit": error.limit}
+        log.info("refused", method=method, reason=error.reason, **said)
+
+
+@dataclass
+class Call:
+    """What is known of a call before its message, and the texts of its messages where they are logged."""
+
+    method: str
+    metadata: Mapping[str, str | bytes]
+    caller: calls.Caller
+    texts: list[str] = field(default_factory=list)

@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from sfumato.common import logs, tracing
+from sfumato.common.admission import Admission, TrustGateway
 from sfumato.common.config import ServerSettings
 from sfumato.common.interceptors import CallInterceptor
 from sfumato.common.metrics import BUILD, IS_SERVING
@@ -67,7 +68,7 @@ def server_options(settings: ServerSettings) -> list[tuple[str, int]]:
 
 def run(settings: ServerSettings, servicer: Servicer) -> None:
     """Serves until SIGTERM or SIGINT, then drains. The entry point of each service."""
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.log_prompts)
     send_last_spans = tracing.configure(servicer.service_name)
     try:
         uvloop.run(serve(settings, servicer))
@@ -81,7 +82,11 @@ async def serve(settings: ServerSettings, servicer: Servicer) -> None:
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
     ready = asyncio.Event()
-    server = grpc.aio.server(interceptors=[CallInterceptor(ready)], options=server_options(settings))
+    admission: Admission = getattr(servicer, "admission", TrustGateway())
+    server = grpc.aio.server(
+        interceptors=[CallInterceptor(ready, admission, settings.log_prompts)],
+        options=server_options(settings),
+    )
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     servicer.register(server)

@@ -1,7 +1,9 @@
 """Errors to google.rpc status and back."""
 
+import math
+
 import grpc
-from google.protobuf import any_pb2
+from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from sfumato.common.calls import Context
@@ -23,20 +25,23 @@ class ForwardedError(SfumatoError):
 
 
 def to_status(error: SfumatoError) -> status_pb2.Status:
-    """The google.rpc status of an error: ErrorInfo, and BadRequest where it is about a field."""
+    """The google.rpc status of an error: ErrorInfo, BadRequest where it is about a field, RetryInfo."""
     info = error_details_pb2.ErrorInfo(
         reason=error.reason,
         domain=DOMAIN,
         metadata={"field": error.field, "limit": error.limit, "value": error.value} if error.field else {},
     )
     status = status_pb2.Status(code=code_pb2.Code.Value(error.code), message=error.message)
-    details: list[any_pb2.Any] = [any_pb2.Any(), any_pb2.Any()]
-    details[0].Pack(info)
-    status.details.append(details[0])
+    details: list[Message] = [info]
     if error.field:
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
-        details[1].Pack(error_details_pb2.BadRequest(field_violations=[violation]))
-        status.details.append(details[1])
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.retry_seconds is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(math.ceil(1000 * error.retry_seconds))
+        details.append(retry)
+    for detail in details:
+        status.details.add().Pack(detail)
     return status
 
 

@@ -23,15 +23,32 @@ from sfumato.editor.options import from_json, resolve
 # Also a folder's name in the artifact store: "..", and what starts with "_", are none.
 ID_RULE = "1 to 128 of [A-Za-z0-9._-], the first a letter or digit"
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+# What an edit is kept under: its id, and behind an @ whose it is. Without tenants the id alone.
+KEY = re.compile(ID.pattern + r"(@[a-z0-9][a-z0-9-]{0,62})?")
 MIN_SIDE = 16  # pixels
 MAX_PREVIEW_INTERVAL = 10_000
+
+
+def key_of(operation: str, owner: str) -> str:
+    """What an operation's id of that owner is kept under; an owner "" has all of them, by their keys."""
+    return f"{operation}@{owner}" if owner else operation
+
+
+def id_of(key: str) -> str:
+    """The id that its owner knows it by."""
+    return key.partition("@")[0]
+
+
+def owner_of(key: str) -> str:
+    """Whose it is, "" without tenants."""
+    return key.partition("@")[2]
 
 
 @dataclass(frozen=True)
 class Request:
     """What a client asked for."""
 
-    id: str
+    id: str  # with its owner
     fingerprint: str  # equal for equal requests
     options: Mapping[str, Any]
     images: Mapping[str, bytes]  # "image", "mask", "image_prompts[0]" ...
@@ -76,7 +93,7 @@ def prepare(request: Request, method: Method, store: ArtifactStore, settings: Ed
     if method.needs_image and inputs.image is None:
         raise InvalidArgument("image", "given", "empty", f"{method.name} edits an image.")
     method.check(options, inputs)
-    earlier_path(options, store)
+    earlier_path(options, store, owner_of(request.id))
     images = {}
     for field, data in request.images.items():
         images[field] = f"{request.id}/inputs/{hashlib.sha256(data).hexdigest()}"
@@ -92,17 +109,17 @@ def load(edit: Edit, method: Method, store: ArtifactStore, settings: EditorSetti
     options = from_json(method.options, edit.options)
     files = {field: store.read(path) for field, path in edit.images.items()}
     inputs = _opened(files, settings)
-    path = earlier_path(options, store)
+    path = earlier_path(options, store, owner_of(edit.id))
     return options, dataclasses.replace(inputs, earlier=store.read_tensors(path)) if path else inputs
 
 
-def earlier_path(options: Any, store: ArtifactStore) -> str:
-    """Path of the result tensors that an option asks for, "" where none does."""
+def earlier_path(options: Any, store: ArtifactStore, owner: str) -> str:
+    """Path of the result tensors that an option asks for, "" where none does; of the same owner's edits."""
     for field in dataclasses.fields(options):
         if artifact := field.metadata.get("artifact"):
             name = str(getattr(options, field.name))
             collection, _, operation = name.partition("/")
-            folder = f"{operation}/result"
+            folder = f"{key_of(operation, owner)}/result"
             if collection != "operations" or not ID.fullmatch(operation) or not store.names(folder):
                 raise NotFound(f"{name} has no result here", field=field.name,
                                limit="a finished operation", value=name)  # fmt: skip

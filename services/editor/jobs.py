@@ -15,7 +15,7 @@ from dbos import DBOS, DBOSPortableJSONSerializer, SetWorkflowID
 
 from sfumato.common.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 from sfumato.editor.config import EditorSettings
-from sfumato.editor.edits import ID, Edit
+from sfumato.editor.edits import KEY, Edit, id_of
 from sfumato.editor.measures import OPEN, count_end
 from sfumato.editor.records import ENDED, STATES, Job, job_of
 from sfumato.editor.runs import Live, Runner
@@ -112,8 +112,8 @@ class Jobs:
             return None
         if fingerprint is not None and job.edit.fingerprint != fingerprint:
             raise AlreadyExists(
-                f"request_id {operation} was used for another edit", field="request_id",
-                limit="new, or with the same request as before", value=operation,
+                f"request_id {id_of(operation)} was used for another edit", field="request_id",
+                limit="new, or with the same request as before", value=id_of(operation),
             )  # fmt: skip
         return job
 
@@ -139,8 +139,8 @@ class Jobs:
         """
         found = DBOS.list_workflows(workflow_ids=[operation])
         if not found:
-            raise NotFound(f"there is no operations/{operation}; it may have expired", field="name",
-                           limit="an operation", value=operation)  # fmt: skip
+            raise NotFound(f"there is no operations/{id_of(operation)}; it may have expired", field="name",
+                           limit="an operation", value=id_of(operation))  # fmt: skip
         return job_of(found[0], self.live(operation), self.settings.result_ttl_seconds)
 
     def live(self, operation: str) -> Live | None:
@@ -164,8 +164,10 @@ class Jobs:
             NotFound, FailedPrecondition: there is none, or it has not ended.
         """
         if self.get(operation).state not in ENDED:
-            raise FailedPrecondition(f"operations/{operation} has not ended; cancel it first", field="name",
-                                     limit="an operation that has ended", value=operation)  # fmt: skip
+            raise FailedPrecondition(
+                f"operations/{id_of(operation)} has not ended; cancel it first", field="name",
+                limit="an operation that has ended", value=id_of(operation),
+            )  # fmt: skip
         DBOS.delete_workflow(operation)
         self.runner.store.delete(operation)
 
@@ -188,7 +190,9 @@ class Jobs:
             DBOS.delete_workflow(workflow.workflow_id)
             self.runner.store.delete(workflow.workflow_id)
         # Twice unknown: a submission writes its images just before its row.
-        unknown = {name for name in self.runner.store.names() if ID.fullmatch(name) and not status_name(name)}
+        unknown = {
+            name for name in self.runner.store.names() if KEY.fullmatch(name) and not status_name(name)
+        }
         for name in unknown & self._unknown:
             self.runner.store.delete(name)
         self._unknown = unknown

@@ -10,10 +10,11 @@ from google.protobuf.message import Message
 from google.rpc import status_pb2
 from sfumato_protos.v1 import editor_pb2
 
+from sfumato.common import calls
 from sfumato.common.errors import InvalidArgument, SfumatoError
 from sfumato.common.status import to_status
 from sfumato.editor.artifacts import ArtifactStore, result_path
-from sfumato.editor.edits import ID, Request
+from sfumato.editor.edits import ID, KEY, Request, id_of, key_of
 from sfumato.editor.records import Job
 from sfumato.editor.runs import Failure
 
@@ -77,15 +78,16 @@ def _value(field: FieldDescriptor, value: Any) -> Any:
 
 
 def operation_name(name: str) -> str:
-    """The id in "operations/{id}".
+    """The key of the caller's "operations/{id}"; who sees all names others' as "operations/{id}@{tenant}".
 
     Raises:
         InvalidArgument: it is no such name.
     """
+    owner = calls.caller.get().owner
     collection, _, operation = name.partition("/")
-    if collection != "operations" or not ID.fullmatch(operation):
+    if collection != "operations" or not (ID if owner else KEY).fullmatch(operation):
         raise InvalidArgument("name", "operations/{id}", name or "empty")
-    return operation
+    return key_of(operation, owner)
 
 
 def to_operation(job: Job, store: ArtifactStore, *, with_data: bool = True) -> operations_pb2.Operation:
@@ -101,7 +103,8 @@ def to_operation(job: Job, store: ArtifactStore, *, with_data: bool = True) -> o
     if job.ended_ms is not None and job.expires_ms is not None:
         metadata.end_time.FromMilliseconds(max(job.ended_ms, job.edit.created_ms))
         metadata.expire_time.FromMilliseconds(job.expires_ms)
-    operation = operations_pb2.Operation(name=f"operations/{job.edit.id}", done=job.ended)
+    seen = id_of(job.edit.id) if calls.caller.get().owner else job.edit.id
+    operation = operations_pb2.Operation(name=f"operations/{seen}", done=job.ended)
     operation.metadata.Pack(metadata)
     if job.failure is not None:
         operation.error.CopyFrom(to_failure_status(job.failure))

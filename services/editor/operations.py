@@ -5,6 +5,7 @@ import asyncio
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf import empty_pb2
 
+from sfumato.common import calls
 from sfumato.common.calls import Context, remaining_seconds
 from sfumato.common.errors import InvalidArgument
 from sfumato.editor.jobs import Jobs
@@ -34,7 +35,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):
         return await asyncio.to_thread(self._list, request.page_size or PAGE_SIZE, request.page_token)
 
     def _list(self, size: int, token: str) -> operations_pb2.ListOperationsResponse:
-        names, more = page(size, token)
+        names, more = page(size, token, calls.caller.get().owner)
         jobs = [job for name in names if (job := self.jobs.find(name, None))]
         operations = [to_operation(job, self.store, with_data=False) for job in jobs]
         return operations_pb2.ListOperationsResponse(operations=operations, next_page_token=more)

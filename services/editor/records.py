@@ -6,7 +6,7 @@ from typing import Any
 from dbos import DBOS, WorkflowStatus
 
 from sfumato.common.errors import InvalidArgument
-from sfumato.editor.edits import Edit
+from sfumato.editor.edits import Edit, owner_of
 from sfumato.editor.method import Progress
 from sfumato.editor.runs import Failure, Live
 
@@ -84,8 +84,10 @@ def recorded_progress(operation: str, after: int) -> list[Progress]:
     ]
 
 
-def page(size: int, token: str) -> tuple[list[str], str]:
-    """Ids of one page of all edits, the newest first, and the next page's token ("" on the last).
+def page(size: int, token: str, owner: str) -> tuple[list[str], str]:
+    """Keys of one page of the owner's edits ("": of all), the newest first, and the next page's token.
+
+    The last page's token is "".
 
     The order is by creation, then id: SQLite's rows have whole seconds only, so that many may share one.
 
@@ -93,7 +95,8 @@ def page(size: int, token: str) -> tuple[list[str], str]:
         InvalidArgument: the token is none that this gave.
     """
     rows = DBOS.list_workflows(name="edit", load_input=False, load_output=False)
-    keys = sorted((-(row.created_at or 0), row.workflow_id) for row in rows)
+    owned = [row for row in rows if not owner or owner_of(row.workflow_id) == owner]
+    keys = sorted((-(row.created_at or 0), row.workflow_id) for row in owned)
     if token:
         created, _, operation = token.partition("-")
         if not created.isdigit() or not operation:

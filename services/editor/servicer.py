@@ -9,13 +9,14 @@ import structlog
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from sfumato_protos.v1 import editor_pb2, editor_pb2_grpc
 
+from sfumato.common import calls
 from sfumato.common.calls import Context
 from sfumato.common.devices import setup_device
 from sfumato.common.errors import InvalidArgument, NotFound, SfumatoError
 from sfumato.common.family import family_name
 from sfumato.editor.artifacts import ArtifactStore
 from sfumato.editor.config import EditorSettings
-from sfumato.editor.edits import ID, ID_RULE, prepare
+from sfumato.editor.edits import ID, ID_RULE, key_of, prepare
 from sfumato.editor.jobs import Jobs
 from sfumato.editor.messages import operation_name, to_operation, to_request, to_watch_response
 from sfumato.editor.models import FamilyModels
@@ -91,7 +92,9 @@ class EditorServicer(editor_pb2_grpc.EditorServiceServicer):
         return await asyncio.to_thread(to_operation, job, self.store)
 
     def _submit(self, message: editor_pb2.EditRequest) -> Job:
-        name, request = to_request(message, message.request_id or uuid.uuid4().hex)
+        name, request = to_request(
+            message, key_of(message.request_id or uuid.uuid4().hex, calls.caller.get().owner)
+        )
         if found := self.jobs.find(request.id, request.fingerprint):
             return found
         self.jobs.check_room()

@@ -37,6 +37,9 @@ class GatewaySettings(ServerSettings):
     max_input_pixels: int = Field(2**24, gt=0, description="Largest image or mask, in pixels.")
     replica_wait_seconds: float = Field(5.0, gt=0, description="How long a step waits for a live denoiser.")
     step_timeout_seconds: float = Field(120.0, gt=0, description="A denoiser silent for so long is lost.")
+    credentials_file: Path | None = Field(
+        None, description="JSON file of API key digests, JWT issuers and quotas. Default: no authentication."
+    )
     services_tls_ca: Path | None = Field(
         None, description="CA of the certificates of encoder, denoiser, decoder, editor. Default: no TLS."
     )

@@ -13,6 +13,7 @@ from sfumato_protos.v1 import gateway_pb2, gateway_pb2_grpc
 from sfumato.common import calls
 from sfumato.common.calls import Context
 from sfumato.common.errors import InvalidArgument, ResourceExhausted, Unavailable
+from sfumato.gateway.access import Access
 from sfumato.gateway.attention_messages import given_options, maps_message, options_message
 from sfumato.gateway.channels import ModelServices
 from sfumato.gateway.compare_messages import resolved_settings
@@ -45,6 +46,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
 
     def __init__(self, settings: GatewaySettings) -> None:
         self.settings = settings
+        self.admission = Access(settings)
         self.num_images = 0
         IMAGES_LIMIT.set(settings.max_concurrent_images)
 

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +13,9 @@ import pytest
 from sfumato_protos.v1 import denoiser_pb2, denoiser_pb2_grpc
 
 from sfumato_client import AsyncClient, Client, SfumatoError
-from sfumato_client.stack import Stack, is_serving, local_stack
-from tests.certificates import Authority, Identity, mutual_tls
-from tests.tiny_family import save_tiny_family
-
-TORCH = {f"SFUMATO_{name}_ENGINE": "torch" for name in ("ENCODER", "DECODER", "DENOISER")}
-FEW = {f"SFUMATO_{name}_NUM_THREADS": "1" for name in ("ENCODER", "DECODER", "DENOISER", "EDITOR")}
-
-
-class Secured:
-    """Services with mutual TLS between them, TLS at the gateway."""
-
-    def __init__(self, stack: Stack, authority: Authority, identities: dict[str, Identity]) -> None:
-        self.stack, self.authority, self.identities = stack, authority, identities
-
-
-@pytest.fixture(scope="module")
-def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
-    folder = tmp_path_factory.mktemp("tls")
-    authority = Authority.new("first")
-    identities, settings = mutual_tls(folder / "pki", authority)
-    family = save_tiny_family(folder / "tiny")
-    settings |= {**TORCH, **FEW, "SFUMATO_EDITOR_STATE_DIR": str(folder / "state")}
-    with local_stack(family, log_dir=folder, editor=True, settings=settings) as stack:
-        yield Secured(stack, authority, identities)
+from sfumato_client.stack import is_serving
+from tests.certificates import Authority
+from tests.secured import Secured, key_of
 
 
 def denoiser_code(secured: Secured, credentials: grpc.ChannelCredentials | None) -> grpc.StatusCode:
@@ -77,14 +55,14 @@ def test_a_client_without_the_right_ca_gets_nothing(
 
 
 def test_images_and_edits_come_over_tls(secured: Secured) -> None:
-    with Client(secured.stack.target, timeout=60, tls_ca=secured.identities["gateway"].ca) as client:
+    with secured.client("acme") as client:
         assert client.generate("a cat", num_inference_steps=2).images
         assert "vqgan-clip" in client.list_families()[0].methods
 
 
 def test_the_command_takes_the_ca(secured: Secured) -> None:
-    command = [str(Path(sys.executable).parent / "sfumato"), "--tls-ca", secured.identities["gateway"].ca]
-    environment = {**os.environ, "SFUMATO_TARGET": secured.stack.target}
+    command = [str(Path(sys.executable).parent / "sfumato"), "--tls-ca", secured.ca]
+    environment = {**os.environ, "SFUMATO_TARGET": secured.stack.target, "SFUMATO_API_KEY": key_of("acme")}
     ran = subprocess.run([*command, "models"], env=environment, capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stderr
     assert "families/tiny" in ran.stdout
@@ -119,7 +97,7 @@ async def test_replaced_certificates_and_cas_are_used_without_a_failed_request(s
     async def ask() -> None:
         nonlocal done
         while not stop.is_set():
-            async with AsyncClient(stack.target, timeout=60, tls_ca=trusted) as client:
+            async with AsyncClient(stack.target, 60, tls_ca=trusted, api_key=key_of("acme")) as client:
                 result = await client.generate("a cat", seed=1, num_inference_steps=2)
                 expected.add(result.images[0].data)
                 done += 1

@@ -16,6 +16,7 @@ class SfumatoError(Exception):
         message: what was wrong, the limit, what was given, what to do.
         reason: the ErrorInfo's reason, "" without one.
         field, limit, value: what it is about, "" where it is about no field.
+        retry_seconds: when to try again, None where that is not known.
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -23,6 +24,7 @@ class SfumatoError(Exception):
         self.code = code
         self.message = message
         self.reason = self.field = self.limit = self.value = ""
+        self.retry_seconds: float | None = None
 
 
 def from_rpc_error(error: grpc.RpcError) -> SfumatoError:
@@ -36,8 +38,11 @@ def from_rpc_error(error: grpc.RpcError) -> SfumatoError:
 
 
 def read_details(result: SfumatoError, status: status_pb2.Status) -> None:
-    """Fills in reason, field, limit and value from a status's ErrorInfo."""
+    """Fills in reason, field, limit and value from a status's ErrorInfo, retry_seconds from its RetryInfo."""
     for detail in status.details:
+        retry = error_details_pb2.RetryInfo()
+        if detail.Unpack(retry):
+            result.retry_seconds = retry.retry_delay.ToTimedelta().total_seconds()
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info):
             result.reason = info.reason

@@ -69,7 +69,7 @@ def test_the_same_request_is_one_job_and_another_is_refused(start: Make) -> None
     assert [name for name, _ in done.result] == ["image.png", "position.safetensors"]
     assert [p.iteration for p in recorded_progress("a", 3)] == list(range(4, 11))
     assert jobs.submit(edit_of("a", "first")).state == "succeeded"
-    assert page(10, "")[0] == ["a"]
+    assert page(10, "", "")[0] == ["a"]
 
 
 def test_stopping_saves_and_starting_goes_on(start: Make) -> None:
@@ -195,7 +195,7 @@ def test_pages_show_every_job_once_though_many_share_a_second(start: Make) -> No
     seen: list[str] = []
     token = ""
     while True:
-        shown, token = page(3, token)
+        shown, token = page(3, token, "")
         seen += shown
         if not token:
             break
