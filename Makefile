@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 SUPPLY := .venv-supply
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench bench-edit edit-durability guidance-report edit-report attention-report dashboard-picture k8s-check k8s-trial locks sbom licences audit train evaluate clean
+.PHONY: help setup demo test check format bench bench-edit edit-durability guidance-report edit-report attention-report dashboard-picture k8s-check k8s-trial locks sbom licences audit fuzz train evaluate clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ attention-report: setup ## Whether words' attention maps lie where the things ar
 
 dashboard-picture: setup ## Draw the dashboard from a real load run (5 minutes; Debian's prometheus).
 	$(BIN)/python -m tests.bench.dashboard_picture --family $(FAMILY)
+
+fuzz: setup ## Send 100,000 mutated messages to all RPCs of running services; figures to out/fuzz.txt.
+	$(BIN)/python -m tests.fuzz.run --messages 100000
 
 train: setup ## Train the emoji family (hours on a CPU); goes on where it stopped.
 	$(BIN)/python -m sfumato.trainer all --checkpoints out/train --family $(FAMILY)

@@ -34,6 +34,7 @@ SMALL_LIMITS = {
     "SFUMATO_GATEWAY_MAX_INPUT_PIXELS": str(256 * 256),
     "SFUMATO_EDITOR_MAX_NUM_ITERATIONS": "50",
     "SFUMATO_EDITOR_MAX_PIXELS": str(64 * 64),
+    "SFUMATO_EDITOR_MAX_QUEUED_EDITS": "50",
     "SFUMATO_EDITOR_CHECKPOINT_SECONDS": "1",
 }
 
@@ -93,6 +94,7 @@ def running_secured(folder: Path) -> Iterator[Secured]:
     credentials.write_text(json.dumps(credentials_json()))
     settings |= {
         **SMALL_LIMITS,
+        "SFUMATO_GATEWAY_REFLECTION": "false",
         "SFUMATO_EDITOR_STATE_DIR": str(folder / "state"),
         "SFUMATO_EDITOR_NUM_THREADS": "1",
         "SFUMATO_GATEWAY_CREDENTIALS_FILE": str(credentials),

@@ -102,6 +102,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         calls.request_id.set(given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
         calls.caller.set(call.caller)
         span = tracing.begin(method, call.metadata)
+        # Now: of a call that is gone, grpc.aio has no peer, and asking for it ends the process.
+        peer = context.peer()
         seconds = context.time_remaining()
         start = time.monotonic()
         calls.deadline.set(None if seconds is None else start + seconds)
@@ -134,7 +136,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             REQUESTS.labels(method, code).inc()
             REQUEST_SECONDS.labels(method, code).observe(elapsed)
             tracing.end(span, code)
-            audit.write(method, code, round(elapsed, 4), context.peer(), call.texts)
+            audit.write(method, code, round(elapsed, 4), peer, call.texts)
 
     def _log_refusal(self, method: str, error: SfumatoError) -> None:
         """The message quotes what was given, which may be a prompt."""

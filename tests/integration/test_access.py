@@ -143,6 +143,18 @@ def test_an_rpc_that_is_not_mapped_is_refused_and_one_behind_is_not_there(channe
                 access.identify("/sfumato.v1.NewService/New", [("authorization", f"Bearer {key_of(name)}")])
 
 
+def test_reflection_is_off_by_default(secured: Secured) -> None:
+    from sfumato.gateway.config import GatewaySettings
+
+    assert not GatewaySettings().reflection  # type: ignore[call-arg]
+    assert secured.stack.gateway.environment["SFUMATO_GATEWAY_REFLECTION"] == "false"
+    with secured.channel() as channel:
+        path = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+        with pytest.raises(grpc.RpcError) as error:
+            list(channel.stream_stream(path)(iter([b""]), timeout=20))
+    assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED  # type: ignore[attr-defined]
+
+
 def test_health_is_open(secured: Secured) -> None:
     assert is_serving(secured.stack.gateway.health_target)
 

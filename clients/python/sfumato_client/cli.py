@@ -18,6 +18,7 @@ from sfumato_client.commands.edit import edit_app
 from sfumato_client.commands.edit_prompt import edit_prompt
 from sfumato_client.commands.generate import generate
 from sfumato_client.commands.health import health
+from sfumato_client.commands.new_key import new_key
 from sfumato_client.commands.operations import operations_app
 from sfumato_client.console import (
     AsJson,
@@ -37,6 +38,7 @@ app.command()(compare)
 app.command()(attention)
 app.command()(edit_prompt)
 app.command()(health)
+app.command()(new_key)
 app.add_typer(edit_app, name="edit")
 app.add_typer(operations_app, name="operations")
 

@@ -1,0 +1,1 @@
+"""Mutated messages over all RPCs."""
