@@ -23,6 +23,7 @@ TEXTS = (
     "../../etc/passwd", "fuzz-0", "a b", "\ud7ff\U0010ffff", "'; DROP TABLE workflow_status; --", *NAMES,
 )  # fmt: skip
 MAX_DEPTH = 4
+MANY = 100  # entries that are not repeated again
 
 
 class Fuzzer:
@@ -95,7 +96,7 @@ class Fuzzer:
         choice = self.random.randrange(4)
         if choice == 0 and len(values):
             del values[self.random.randrange(len(values))]
-        elif choice == 1 and len(values):
+        elif choice == 1 and 0 < len(values) < MANY:
             values.extend(list(values) * self.random.choice((1, 3, 20)))
         elif message and len(values) and choice == 2:
             self._mutate(self.random.choice(list(values)), depth + 1)
