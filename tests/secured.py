@@ -68,10 +68,14 @@ class Secured:
         """Checks every server."""
         return self.identities["gateway"].ca
 
+    def pems(self) -> list[bytes]:
+        """CA, key and certificate that the gateway has for the services behind it."""
+        gateway = self.identities["gateway"]
+        return [path.read_bytes() for path in (gateway.ca, gateway.key, gateway.cert)]
+
     def channel(self, service: Service | None = None) -> grpc.Channel:
         """To the gateway; or, with the gateway's certificate, to a service behind it."""
-        gateway = self.identities["gateway"]
-        parts = [path.read_bytes() for path in (gateway.ca, gateway.key, gateway.cert)]
+        parts = self.pems()
         credentials = grpc.ssl_channel_credentials(*(parts if service else parts[:1]))
         options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
         return grpc.secure_channel((service or self.stack.gateway).target, credentials, options)

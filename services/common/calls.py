@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import grpc
+from google.longrunning import operations_pb2
 
+from sfumato.common.errors import InvalidArgument
 from sfumato.common.tracing import headers
 from sfumato.common.tracing import request_id as request_id
 
@@ -14,6 +16,7 @@ from sfumato.common.tracing import request_id as request_id
 Context = grpc.aio.ServicerContext[Any, Any]
 
 REQUEST_ID_KEY = "x-request-id"
+MAX_WAIT_SECONDS = 315_576_000_000  # what a google.protobuf.Duration holds
 OWNER_KEY = "x-sfumato-owner"  # from the gateway to the editor
 
 
@@ -47,6 +50,20 @@ def remaining_seconds() -> float | None:
     """Seconds until the current call's deadline, at least 0; None without one."""
     end = deadline.get()
     return None if end is None else max(0.0, end - time.monotonic())
+
+
+def wait_seconds(request: operations_pb2.WaitOperationRequest) -> float | None:
+    """The timeout that a WaitOperation asks for, None where it sets none.
+
+    Raises:
+        InvalidArgument: it is negative, or no google.protobuf.Duration.
+    """
+    if not request.HasField("timeout"):
+        return None
+    seconds, nanos = request.timeout.seconds, request.timeout.nanos
+    if not (0 <= seconds <= MAX_WAIT_SECONDS and 0 <= nanos < 10**9):
+        raise InvalidArgument("timeout", f"0 to {MAX_WAIT_SECONDS} s", f"{seconds} s and {nanos} ns")
+    return float(seconds + nanos / 1e9)
 
 
 def outgoing() -> CallOptions:

@@ -15,10 +15,14 @@ from sfumato.editor.method import Tensors
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+class StoreFull(ResourceExhausted):
+    """The store has no room; it may have again."""
+
+
 class ArtifactStore:
     """Files by relative path; each appears whole or not at all. Blocking: call it from a thread.
 
-    Every method raises ResourceExhausted when the store is full, Unavailable when it cannot be reached.
+    Every method raises StoreFull when the store is full, Unavailable when it cannot be reached.
     """
 
     def __init__(self, url: str) -> None:
@@ -112,7 +116,7 @@ def _asking(uri: str) -> Iterator[None]:
         raise NotFound(f"{uri} is gone from the artifact store") from error
     except OSError as error:
         if error.errno in FULL:
-            raise ResourceExhausted(
+            raise StoreFull(
                 "artifact store", "used while it has room", f"full: {uri}", "Free space, then send it again."
             ) from error
         raise _unavailable(uri, error) from error

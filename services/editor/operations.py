@@ -48,7 +48,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):
     async def WaitOperation(
         self, request: operations_pb2.WaitOperationRequest, context: Context
     ) -> operations_pb2.Operation:
-        wanted = request.timeout.ToTimedelta().total_seconds() if request.HasField("timeout") else None
+        wanted = calls.wait_seconds(request)
         left = remaining_seconds()
         limits = [wanted, None if left is None else max(0.0, left - ANSWER_SECONDS)]
         seconds = min((limit for limit in limits if limit is not None), default=None)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from sfumato.common import tracing
 from sfumato.common.errors import ResourceExhausted, SfumatoError, Unavailable
-from sfumato.editor.artifacts import ArtifactStore, checkpoint_path, frame_path, result_path
+from sfumato.editor.artifacts import ArtifactStore, StoreFull, checkpoint_path, frame_path, result_path
 from sfumato.editor.config import EditorSettings
 from sfumato.editor.edits import Edit, encode_png, load
 from sfumato.editor.measures import CHECKPOINT_SECONDS, ITERATION_SECONDS, QUEUE_SECONDS, count_end
@@ -26,7 +26,8 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 ASK_SECONDS = 1.0  # between questions to the database
-RETRY_SECONDS = (1.0, 5.0, 15.0, 30.0)  # between questions to an artifact store that is away
+# Between questions to an artifact store that is away or full.
+RETRY_SECONDS = (1.0, 5.0, 15.0, 30.0, 60.0, 120.0)
 
 
 class Cancelled(Exception):
@@ -109,12 +110,14 @@ class Runner:
             return self._ended(edit, iteration, Failure("INTERNAL", "INTERNAL", message))
 
     def _patiently(self, edit: Edit, act: Callable[[], T]) -> T:
-        """Acts again when the artifact store was away: hours of work shall not end with its restart."""
+        """Acts again when the artifact store was away or full: hours of work shall not end with that."""
         for seconds in RETRY_SECONDS:
             try:
                 return act()
-            except Unavailable as error:
-                log.warning("artifact store away", operation=edit.id, error=error.message, again_in=seconds)
+            except (Unavailable, StoreFull) as error:
+                log.warning(
+                    "artifact store away or full", operation=edit.id, error=error.message, again_in=seconds
+                )
             if self.stopping.wait(seconds):
                 raise Stopped
             if edit.id in self.cancelled:

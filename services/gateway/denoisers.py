@@ -23,13 +23,13 @@ from sfumato.common.tensors import from_message, to_message
 from sfumato.gateway.alignment import AttentionControl
 from sfumato.gateway.attention_maps import LayerMaps
 from sfumato.gateway.denoiser_attention import control_message, layer_maps
+from sfumato.gateway.failures import is_lost
 from sfumato.gateway.replicas import Replica, Replicas, pick
 from sfumato.gateway.stages import STEP_SECONDS
 
 log = structlog.get_logger()
 
 REPLAYED = Counter("sfumato_gateway_replayed_steps", "Steps repeated because a denoiser was lost.")
-LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN)
 RETRY_SECONDS = 0.1
 
 
@@ -177,7 +177,7 @@ class DenoiserStream:
     def _lose(self, error: Exception) -> None:
         """Lets go of the replica; raises what repeating cannot help."""
         replica = self._release()
-        if isinstance(error, grpc.aio.AioRpcError) and error.code() not in LOST:
+        if isinstance(error, grpc.aio.AioRpcError) and not is_lost(error):
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise DeadlineExceeded("the deadline passed during a step") from error
             raise ForwardedError(error) from error

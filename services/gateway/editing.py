@@ -142,10 +142,11 @@ class OperationsForwarder(operations_pb2_grpc.OperationsServicer):
         self, request: operations_pb2.WaitOperationRequest, context: Context
     ) -> operations_pb2.Operation:
         self.channel.check_offered()
-        end = time.monotonic() + request.timeout.ToTimedelta().total_seconds()
+        wanted = calls.wait_seconds(request)
+        end = time.monotonic() + (wanted or 0)
         since = time.monotonic()
         while True:
-            if request.HasField("timeout"):
+            if wanted is not None:
                 request.timeout.FromMilliseconds(max(0, int(1000 * (end - time.monotonic()))))
             asked = time.monotonic()
             try:

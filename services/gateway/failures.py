@@ -8,6 +8,18 @@ import grpc
 from sfumato.common.errors import DeadlineExceeded, Unavailable
 from sfumato.common.status import ForwardedError
 
+# What a call to a replica that went away may end with.
+LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN)
+
+
+def is_lost(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the call may go better elsewhere, or again.
+
+    grpc.aio puts a status of its own in the place of the server's when a stream ends while it is written to.
+    """
+    unfinished = error.code() is grpc.StatusCode.INTERNAL and error.details() == "Internal error from Core"
+    return unfinished or error.code() in LOST
+
 
 @contextlib.contextmanager
 def calling(service: str, target: str) -> Iterator[None]:

@@ -13,8 +13,8 @@ from sfumato.common.images import open_image
 from sfumato.common.tensors import from_message, to_message
 from sfumato.gateway.clip_gradient import Targets
 from sfumato.gateway.config import GatewaySettings
-from sfumato.gateway.denoisers import LOST, RETRY_SECONDS
-from sfumato.gateway.failures import calling
+from sfumato.gateway.denoisers import RETRY_SECONDS
+from sfumato.gateway.failures import calling, is_lost
 from sfumato.gateway.guidance_options import ClipOptions
 
 
@@ -50,7 +50,7 @@ class DecoderStream:
                     return await self._exchange(request)
                 except grpc.aio.AioRpcError as error:
                     await self.close()
-                    if error.code() not in LOST or time.monotonic() >= give_up:
+                    if not is_lost(error) or time.monotonic() >= give_up:
                         raise
                 except asyncio.InvalidStateError:  # written to after the decoder was lost
                     await self.close()

@@ -23,7 +23,8 @@ TEXTS = (
     "../../etc/passwd", "fuzz-0", "a b", "\ud7ff\U0010ffff", "'; DROP TABLE workflow_status; --", *NAMES,
 )  # fmt: skip
 MAX_DEPTH = 4
-MANY = 100  # entries that are not repeated again
+MAX_BYTES = 24 * 2**20  # above what the services take, which is 16 MiB
+MANY_BYTES = 100_000  # are not repeated again
 
 
 class Fuzzer:
@@ -43,7 +44,7 @@ class Fuzzer:
                 self._mutate(self.random.choice(messages), 0)
         if len(messages) > 1 and self.random.random() < 0.2:
             self.random.shuffle(messages)
-        data = [message.SerializeToString() for message in messages]
+        data = [message.SerializeToString()[:MAX_BYTES] for message in messages]
         if self.random.random() < 0.3:
             index = self.random.randrange(len(data))
             data[index] = self.wire(data[index])
@@ -96,7 +97,7 @@ class Fuzzer:
         choice = self.random.randrange(4)
         if choice == 0 and len(values):
             del values[self.random.randrange(len(values))]
-        elif choice == 1 and 0 < len(values) < MANY:
+        elif choice == 1 and 0 < sum(map(_size, values)) < MANY_BYTES:
             values.extend(list(values) * self.random.choice((1, 3, 20)))
         elif message and len(values) and choice == 2:
             self._mutate(self.random.choice(list(values)), depth + 1)
@@ -139,3 +140,10 @@ class Fuzzer:
                 )
         numbers = (*INTS, *EDGES.get(field.type, ()))
         return choose([abs(n) for n in numbers] if field.type in UNSIGNED else numbers)
+
+
+def _size(value: Any) -> int:
+    """About the bytes of an entry."""
+    if isinstance(value, Message):
+        return int(value.ByteSize()) + 1
+    return len(value) + 1 if isinstance(value, bytes | str) else 8

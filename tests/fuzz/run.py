@@ -9,7 +9,7 @@ import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import psutil
 
 from tests.fuzz.mutation import Fuzzer
 from tests.fuzz.samples import samples
-from tests.rpcs import BEHIND, Rpc, all_rpcs
+from tests.rpcs import Rpc, all_rpcs, call
 from tests.secured import Secured, key_of, running_secured
 
 DEADLINE_SECONDS = 10.0
@@ -30,7 +30,6 @@ DOCUMENTED = {
     "OK", "INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED",
     "DEADLINE_EXCEEDED", "UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED", "CANCELLED",
 }  # fmt: skip
-Place = dict[str, grpc.aio.Channel]
 
 
 @dataclass
@@ -57,29 +56,62 @@ class Figures:
         )
 
 
-def channels(secured: Secured) -> Place:
-    """One to each service that the RPCs are of."""
-    gateway = secured.identities["gateway"]
-    parts = [path.read_bytes() for path in (gateway.ca, gateway.key, gateway.cert)]
-    stack = secured.stack
-    targets = {
-        "sfumato.v1.EncoderService": stack.encoder, "sfumato.v1.DecoderService": stack.decoder,
-        "sfumato.v1.DenoiserService": stack.denoisers[0],
-    }  # fmt: skip
-    credentials = grpc.ssl_channel_credentials(*parts)
-    opened = {name: grpc.aio.secure_channel(service.target, credentials) for name, service in targets.items()}
-    opened[""] = grpc.aio.secure_channel(stack.target, grpc.ssl_channel_credentials(parts[0]))
-    return opened
+class Places:
+    """A channel to each service that the RPCs are of."""
+
+    def __init__(self, secured: Secured) -> None:
+        stack = secured.stack
+        behind = {
+            "sfumato.v1.EncoderService": stack.encoder,
+            "sfumato.v1.DecoderService": stack.decoder,
+            "sfumato.v1.DenoiserService": stack.denoisers[0],
+        }
+        parts = secured.pems()
+        mutual, server = grpc.ssl_channel_credentials(*parts), grpc.ssl_channel_credentials(parts[0])
+        self._gateway = grpc.aio.secure_channel(stack.target, server)
+        self._behind = {
+            name: grpc.aio.secure_channel(service.target, mutual) for name, service in behind.items()
+        }
+        # grpc.aio puts a status of its own in the place of the server's when a stream ends while it is
+        # written to, so that streams of requests go over the other API.
+        self._blocking = {name: secured.channel(service) for name, service in behind.items()}
+
+    async def call(self, rpc: Rpc, data: list[bytes], name: str) -> tuple[str, str]:
+        """Code and details."""
+        if rpc.client_streaming:
+            ended = await asyncio.to_thread(
+                call, self._blocking[rpc.service], rpc, data, timeout=DEADLINE_SECONDS
+            )
+            return ended.code.name, ended.details
+        channel = self._behind.get(rpc.service, self._gateway)
+        metadata = (("authorization", f"Bearer {key_of(name)}"),) if channel is self._gateway else ()
+        options: Any = {"timeout": DEADLINE_SECONDS, "metadata": metadata}
+        try:
+            if rpc.server_streaming:
+                async for _ in channel.unary_stream(rpc.path)(data[0], **options):
+                    pass
+            else:
+                await channel.unary_unary(rpc.path)(data[0], **options)
+        except grpc.aio.AioRpcError as error:
+            return error.code().name, error.details() or ""
+        return "OK", ""
+
+    async def close(self) -> None:
+        """Closes all."""
+        for channel in (self._gateway, *self._behind.values()):
+            await channel.close()
+        for blocking in self._blocking.values():
+            blocking.close()
 
 
 async def fuzz(secured: Secured, num_messages: int, seed: int, report: Path | None = None) -> Figures:
     """Sends that many messages, spread evenly over all RPCs."""
-    figures, place = Figures(), channels(secured)
+    figures, places = Figures(), Places(secured)
     fuzzer, rpcs = Fuzzer(seed), all_rpcs()
     warm: dict[str, int] = {}
     started = time.monotonic()
 
-    def calls() -> Iterator[tuple[Rpc, list[bytes], str]]:
+    def planned() -> Iterator[tuple[Rpc, list[bytes], str]]:
         while figures.num_messages < num_messages:
             rpc = fuzzer.random.choice(rpcs)
             data = fuzzer.call(fuzzer.random.choice(samples(rpc.path, rpc.request)), rpc.request)
@@ -94,26 +126,25 @@ async def fuzz(secured: Secured, num_messages: int, seed: int, report: Path | No
                 report.write_text(line + "\n".join(json.dumps(bad) for bad in figures.bad))
             yield rpc, sent, fuzzer.random.choice((*["acme"] * 12, "globex", "admin", "scopeless", "none"))
 
-    source = calls()
+    source = planned()
 
     async def worker() -> None:
         for rpc, data, name in source:
-            await _one(place[rpc.service if rpc.service in BEHIND else ""], rpc, data, name, figures)
+            await _one(places, rpc, data, name, figures)
 
     await asyncio.gather(*(worker() for _ in range(CONCURRENCY)))
-    for channel in place.values():
-        await channel.close()
+    await places.close()
     now = memory(secured)
     figures.grown_mib = {name: (size - warm[name]) / 2**20 for name, size in now.items() if name in warm}
     figures.dead = [s.name for s in secured.stack.services if s.process.poll() is not None]
     return figures
 
 
-async def _one(channel: grpc.aio.Channel, rpc: Rpc, data: list[bytes], name: str, figures: Figures) -> None:
+async def _one(places: Places, rpc: Rpc, data: list[bytes], name: str, figures: Figures) -> None:
     start = time.monotonic()
     try:
         limit = DEADLINE_SECONDS + LATE_SECONDS
-        code, details = await asyncio.wait_for(_called(channel, rpc, data, name), limit)
+        code, details = await asyncio.wait_for(places.call(rpc, data, name), limit)
     except TimeoutError:
         code, details = "HANGS", ""
     figures.slowest_seconds = max(figures.slowest_seconds, time.monotonic() - start)
@@ -121,27 +152,6 @@ async def _one(channel: grpc.aio.Channel, rpc: Rpc, data: list[bytes], name: str
     if code not in DOCUMENTED:
         seen = {"code": code, "details": details[:300], "rpc": rpc.path, "key": name}
         figures.bad.append({**seen, "messages": [message.hex() for message in data]})
-
-
-async def _called(channel: grpc.aio.Channel, rpc: Rpc, data: list[bytes], name: str) -> tuple[str, str]:
-    async def messages() -> AsyncIterator[bytes]:
-        for message in data:
-            yield message
-
-    metadata = (("authorization", f"Bearer {key_of(name)}"),) if rpc.service not in BEHIND else ()
-    options: Any = {"timeout": DEADLINE_SECONDS, "metadata": metadata}
-    try:
-        if rpc.client_streaming:
-            async for _ in channel.stream_stream(rpc.path)(messages(), **options):
-                pass
-        elif rpc.server_streaming:
-            async for _ in channel.unary_stream(rpc.path)(data[0], **options):
-                pass
-        else:
-            await channel.unary_unary(rpc.path)(data[0], **options)
-    except grpc.aio.AioRpcError as error:
-        return error.code().name, error.details() or ""
-    return "OK", ""
 
 
 def memory(secured: Secured) -> dict[str, int]:

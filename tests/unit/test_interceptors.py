@@ -10,14 +10,16 @@ from typing import Any
 import grpc
 import pytest
 import structlog
+from google.longrunning import operations_pb2
 from google.rpc import error_details_pb2, status_pb2
 from sfumato_protos.v1 import encoder_pb2, encoder_pb2_grpc, gateway_pb2, gateway_pb2_grpc
 
 from sfumato.common import audit, interceptors, logs
 from sfumato.common.admission import Metadata, TrustGateway
-from sfumato.common.calls import Caller
+from sfumato.common.calls import Caller, wait_seconds
 from sfumato.common.errors import InvalidArgument, ResourceExhausted, Unauthenticated
 from sfumato.common.interceptors import CallInterceptor
+from sfumato.gateway.failures import is_lost
 
 SECRET = "a prompt that nobody may read"
 
@@ -216,3 +218,28 @@ async def test_an_rpc_of_any_other_service_is_behind_the_same_door(written: Writ
         assert error.value.code() is grpc.StatusCode.UNAUTHENTICATED
         assert await call(b"", metadata=(("authorization", "Bearer key"),), timeout=20) == b""
     await server.stop(None)
+
+
+@pytest.mark.parametrize(("seconds", "nanos"), [(-1, 0), (0, -1), (0, 10**9), (2**62, 0)])
+def test_a_wait_that_is_no_duration_is_refused(seconds: int, nanos: int) -> None:
+    wait = operations_pb2.WaitOperationRequest(timeout={"seconds": seconds, "nanos": nanos})
+    with pytest.raises(InvalidArgument, match="timeout must be 0 to"):
+        wait_seconds(wait)
+
+
+def test_a_wait_is_in_seconds() -> None:
+    assert wait_seconds(operations_pb2.WaitOperationRequest()) is None
+    half = operations_pb2.WaitOperationRequest(timeout={"seconds": 1, "nanos": 500_000_000})
+    assert wait_seconds(half) == 1.5
+
+
+def test_a_stream_that_ended_while_it_was_written_to_is_lost() -> None:
+    none = grpc.aio.Metadata()
+
+    def error(code: grpc.StatusCode, details: str) -> grpc.aio.AioRpcError:
+        return grpc.aio.AioRpcError(code, none, none, details)
+
+    assert is_lost(error(grpc.StatusCode.INTERNAL, "Internal error from Core"))
+    assert is_lost(error(grpc.StatusCode.UNAVAILABLE, ""))
+    assert not is_lost(error(grpc.StatusCode.INTERNAL, "Denoise failed; the log has request 1"))
+    assert not is_lost(error(grpc.StatusCode.INVALID_ARGUMENT, ""))
