@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 import structlog
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from sfumato.common import audit, calls, tracing
 from sfumato.common.admission import Admission
@@ -61,13 +61,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return grpc.stream_stream_rpc_method_handler(refuse)
 
     def _wrap(self, handler: Any, call: "Call") -> Any:
+        parse = handler.request_deserializer or (lambda data: data)
+
         def parsed(data: bytes) -> Any:
             try:
-                request = handler.request_deserializer(data)
+                request = parse(data)
             except DecodeError as error:
                 limit = f"the message that {call.method} takes"
                 raise InvalidArgument("request", limit, f"{len(data)} bytes that are none") from error
-            if self._log_prompts:
+            if self._log_prompts and isinstance(request, Message):
                 call.texts += audit.texts_of(request)
             return request
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sfumato.common.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
-from sfumato.editor import registry
+from sfumato.editor import registry, runs
 from sfumato.editor.artifacts import ArtifactStore
 from sfumato.editor.config import EditorSettings
 from sfumato.editor.edits import Edit
@@ -120,9 +120,10 @@ def test_a_failed_job_says_why_and_the_next_one_runs(start: Make) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_a_full_disk_ends_the_edit_with_that_reason_and_the_next_one_runs(
-    start: Make, tmp_path: Path
+def test_a_disk_that_stays_full_ends_the_edit_with_that_reason_and_the_next_one_runs(
+    start: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(runs, "RETRY_SECONDS", (0.01, 0.01))
     disk = tmp_path / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], check=True)
@@ -139,6 +140,27 @@ def test_a_full_disk_ends_the_edit_with_that_reason_and_the_next_one_runs(
         assert wait(jobs, "b").state == "succeeded"
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("days", [10, -10])
+def test_a_clock_that_jumps_loses_no_edit_that_has_not_ended(
+    start: Make, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    jobs = start()
+    jobs.submit(edit_of("undisturbed", num_iterations=40))
+    wait(jobs, "undisturbed")
+    jobs.submit(edit_of("running", num_iterations=40, seconds=0.05))
+    jobs.submit(edit_of("queued", num_iterations=40))
+    wait(jobs, "running", lambda job: job.iteration >= 5)
+    now = time.time
+    names = ("running", "queued", "later")
+    with monkeypatch.context() as jumped:
+        jumped.setattr(time, "time", lambda: now() + days * 86_400)
+        jobs.sweep()
+        jobs.submit(edit_of("later", num_iterations=40))
+        assert [wait(jobs, name).state for name in names] == ["succeeded"] * 3
+        images = {jobs.runner.store.read(f"{name}/result/image.png") for name in names}
+    assert len(images) == 1
 
 
 def test_too_many_queued_edits_are_refused(start: Make) -> None:
