@@ -146,9 +146,10 @@ class Runner:
         asked = before = time.monotonic()
         end = asked + self.settings.checkpoint_seconds
         for progress in live.progress:
-            live.feed.append(progress)
+            # The frame first: who sees the iteration in the feed asks for it.
             if edit.shows(progress.iteration):
                 self.store.write(frame_path(edit.id, progress.iteration), encode_png(live.state.preview()))
+            live.feed.append(progress)
             now = time.monotonic()
             ITERATION_SECONDS.labels(edit.method).observe(now - before)
             before = now
