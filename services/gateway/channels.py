@@ -80,6 +80,7 @@ class ModelServices:
         Raises:
             SfumatoError: they hold different families.
         """
+        await self.replicas.resolve()
         encoder = await self.encoder.GetEncoderInfo(encoder_pb2.GetEncoderInfoRequest())
         decoder = await self.decoder.GetDecoderInfo(decoder_pb2.GetDecoderInfoRequest())
         denoiser = await self._denoiser_info()

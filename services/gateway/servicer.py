@@ -68,7 +68,10 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
                 return
             except (grpc.aio.AioRpcError, Unavailable) as error:
                 log.info("waiting for the model services", error=str(error)[:200])
-                await asyncio.sleep(0.2)
+                # gRPC looks up a name that has no address ever more seldom: a new channel asks at once.
+                await self.services.close()
+                await asyncio.sleep(0.5)
+                self.services = ModelServices(self.settings)
 
     async def close(self) -> None:
         if hasattr(self, "services"):

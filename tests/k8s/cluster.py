@@ -25,7 +25,8 @@ class Cluster:
         self.target = f"{VIRTUAL}:{port}"
         self.pods: list[Pod] = []
         self.cordoned: set[str] = set()
-        self.num_killed = 0
+        self.num_killed, self.num_restarts = 0, 0
+        self._revisions = dict.fromkeys(manifests.workloads, 0)
         self._ids = itertools.count()
         self._ending: set[asyncio.Task[None]] = set()
         self._controller: asyncio.Task[None] | None = None
@@ -56,13 +57,15 @@ class Cluster:
         return [pod for pod in self.pods if pod.workload.name == name and not pod.terminating]
 
     async def create(self, workload: Workload, name: str = "") -> Pod:
-        """A pod on the node that has the fewest of its workload."""
-        nodes = [node for node in NODES if node not in self.cordoned]
-        node = min(nodes, key=lambda node: sum(pod.node == node for pod in self.of(workload.name)))
+        """A pod on the node that has the fewest of its workload's revision."""
+        revision = self._revisions[workload.name]
+        alike = [pod.node for pod in self.of(workload.name) if pod.revision == revision]
+        node = min((node for node in NODES if node not in self.cordoned), key=alike.count)
         stateful = workload.kind == "StatefulSet"
         name = name or (f"{workload.name}-0" if stateful else f"{workload.name}-{next(self._ids)}")
         folder = self.folder / (f"{name}-{next(self._ids)}" if stateful else name)
         pod = Pod(name, node, workload, self.network, folder, self.family, self.settings, self.secrets.folder)
+        pod.revision = revision
         self.pods.append(pod)
         await pod.start()
         return pod
@@ -78,6 +81,7 @@ class Cluster:
     async def _end(self, pod: Pod) -> None:
         await pod.terminate()
         self.num_killed += pod.killed
+        self.num_restarts += pod.num_restarts
         self.pods.remove(pod)
 
     async def settled(self) -> None:
@@ -87,6 +91,7 @@ class Cluster:
     async def restart(self, name: str) -> None:
         """`kubectl rollout restart`, within the surge and the unavailability that the manifest allows."""
         workload = self.manifests.workloads[name]
+        self._revisions[name] += 1
         for pod in self.of(name):
             if workload.max_surge:
                 await (await self.create(workload)).until_ready()
@@ -126,11 +131,6 @@ class Cluster:
         for pod in self.of(name)[replicas:]:
             self.end(pod)
         await self.settled()
-
-    @property
-    def num_restarts(self) -> int:
-        """Of containers, by failed liveness probes."""
-        return sum(pod.num_restarts for pod in self.pods)
 
     async def close(self) -> None:
         """Ends everything."""

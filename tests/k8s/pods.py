@@ -38,7 +38,7 @@ class Pod:
         self.name, self.node, self.workload, self.folder = name, node, workload, folder
         self._network, self._family, self._settings, self._secrets = network, family, settings, secrets
         self.started, self.ready, self.terminating, self.killed = False, False, False, False
-        self.num_restarts = 0
+        self.num_restarts, self.revision = 0, 0
         self._process: subprocess.Popen[bytes] | None = None
         self._prober: asyncio.Task[None] | None = None
 

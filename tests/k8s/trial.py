@@ -40,7 +40,10 @@ async def phase(name: str, cluster: Cluster, load: Load, work: Awaitable[None]) 
     tally = dataclasses.asdict(load.next_phase())
     result = {"phase": name, "seconds": round(time.monotonic() - begun, 1), **tally}
     result["slowest_seconds"] = round(result["slowest_seconds"], 1)
-    result |= {"killed": cluster.num_killed, "restarted": cluster.num_restarts}
+    result |= {
+        "killed": cluster.num_killed,
+        "restarted": cluster.num_restarts + sum(pod.num_restarts for pod in cluster.pods),
+    }
     print(json.dumps(result), flush=True)
     return result
 
@@ -55,8 +58,7 @@ async def trial(cluster: Cluster, num_clients: int) -> list[dict[str, Any]]:
     load.start()
     results = []
     try:
-        for name in ("denoiser", "encoder", "decoder", "gateway", "editor"):
-            results.append(await phase(f"restart {name}", cluster, load, cluster.restart(name)))
+        results.append(await phase("restart everything", cluster, load, restarted(cluster)))
         results.append(await phase("drain node-a", cluster, load, cluster.drain("node-a")))
         for count in (1, 3, 1):
             work = cluster.scale("denoiser", count)
@@ -69,6 +71,11 @@ async def trial(cluster: Cluster, num_clients: int) -> list[dict[str, Any]]:
     finally:
         await load.stop()
     return results
+
+
+async def restarted(cluster: Cluster) -> None:
+    """`kubectl rollout restart deployment,statefulset`: all workloads, each by its own rules."""
+    await asyncio.gather(*(cluster.restart(name) for name in cluster.manifests.workloads))
 
 
 async def rotated(cluster: Cluster) -> None:
