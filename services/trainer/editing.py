@@ -2,19 +2,18 @@
 
 from pathlib import Path
 
-from sfumato.trainer.adversarial import train_gan
-from sfumato.trainer.gan_export import export_gan
+from sfumato.trainer.generator_export import export_generator
 from sfumato.trainer.identity import export_identity, train_identity
 from sfumato.trainer.loop import Schedule
-from sfumato.trainer.portraits import portraits
+from sfumato.trainer.stylegan2 import train_stylegan2
 from sfumato.trainer.vqgan import export_vqgan, train_vqgan
 
 # Steps, learning rate, batch of one process.
 EDITING_RECIPES = {
-    "vqgan": (30_000, 3e-3, 16),
+    "vqgan": (60_000, 3e-3, 8),
     "identity": (2_000, 3e-3, 64),
-    "stylegan2-faces": (30_000, 2e-3, 16),
-    "stylegan2-animals": (20_000, 2e-3, 16),
+    "stylegan2-faces": (30_000, 8e-3, 16),
+    "stylegan2-animals": (20_000, 8e-3, 16),
 }
 
 
@@ -27,10 +26,7 @@ def train_editing(name: str, checkpoints: Path, schedule: Schedule, seed: int, b
         train_identity(data, path, schedule, seed + 13, batch)
     else:
         domain = name.removeprefix("stylegan2-")
-        train_gan(
-            name, path, schedule, seed + 17,
-            lambda first, rank: portraits(data, domain, (seed + 17, rank), batch, first, schedule.num_steps),
-        )  # fmt: skip
+        train_stylegan2(data, domain, path, schedule, seed + 17, batch)
 
 
 def export_editing(checkpoints: Path, family: Path) -> list[str]:
@@ -45,6 +41,6 @@ def export_editing(checkpoints: Path, family: Path) -> list[str]:
         elif name == "identity":
             export_identity(path, family)
         else:
-            export_gan(path, family, name.removeprefix("stylegan2-"))
+            export_generator(path, family, name.removeprefix("stylegan2-"))
         done.append(name)
     return done

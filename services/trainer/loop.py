@@ -145,6 +145,7 @@ def train(
     batches: Callable[[int, int], Iterable[Any]],
     loss_of: Callable[[Any, int], torch.Tensor],
     report: Callable[[int], str] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
     """Trains until the schedule ends.
 
@@ -152,10 +153,11 @@ def train(
         batches: gives the batches of a rank from step n on: batches(n, rank).
         loss_of: loss of a batch at a step; the step seeds whatever is random in it.
         report: a line to print at each checkpoint.
+        optimizer: of the model's parameters; None: as make_optimizer.
     """
     rank, _ = start_processes()
     parameters = list(model.parameters())
-    optimizer = make_optimizer(model, schedule.learning_rate)
+    optimizer = optimizer or make_optimizer(model, schedule.learning_rate)
     checkpoint = Checkpoint(path, model, optimizer)
     checkpoint.load()
     device_type = parameters[0].device.type

@@ -6,21 +6,21 @@ import torch
 from PIL import Image
 
 from sfumato.common.stylegan2 import StyleGAN2, save_stylegan2
-from sfumato.trainer.adversarial import Gan
 from sfumato.trainer.loop import average_of
+from sfumato.trainer.stylegan2 import Trained
 
 TRUNCATION = 0.7
 SEED = 30_000
 
 
-def export_gan(path: Path, family: Path, domain: str) -> None:
+def export_generator(path: Path, family: Path, domain: str) -> None:
     """Weights (the average's, float16), samples.jpg and interpolations.jpg."""
-    gan = Gan()
-    gan.load_state_dict(average_of(path))
+    trained = Trained()
+    trained.load_state_dict(average_of(path))
     folder = family / "stylegan2" / domain
-    save_stylegan2(gan.generator, folder)
-    samples_sheet(gan.generator).save(folder / "samples.jpg", quality=92)
-    interpolation_sheet(gan.generator).save(folder / "interpolations.jpg", quality=92)
+    save_stylegan2(trained.generator, folder)
+    samples_sheet(trained.generator).save(folder / "samples.jpg", quality=92)
+    interpolation_sheet(trained.generator).save(folder / "interpolations.jpg", quality=92)
 
 
 @torch.inference_mode()
