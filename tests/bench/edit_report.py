@@ -95,7 +95,7 @@ def deep_image_prior(report: Report) -> dict[str, Any]:
         )
         clean = report.edit("deep-image-prior", f"{k}-denoised", Inputs(noisy), seed=k)["image"]
         gained.append(psnr(clean, case.image) - psnr(noisy, case.image))
-        options = {"prompts": (Prompt(case.target),), "num_iterations": 200, "num_cutouts": 16, "seed": k}
+        options = {"prompts": (Prompt(case.target),), "num_iterations": 100, "num_cutouts": 8, "seed": k}
         edited = report.edit("deep-image-prior", f"{k}-clip", Inputs(case.image), **options)["image"]
         pairs.append((case.image, edited, case.target))
     return {

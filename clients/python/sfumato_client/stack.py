@@ -32,7 +32,7 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 """
 # How often an idle OpenMP thread looks for work before it sleeps. The default keeps one service's threads
 # spinning on the cores that the next service of a guided step needs.
-OPENMP_SPINS = "3000"
+OPENMP_SPINS = "30000"
 
 
 class StackError(Exception):
