@@ -28,7 +28,7 @@ class Schedule:
     num_steps: int
     learning_rate: float
     warmup_steps: int = 200
-    ema_decay: float = 0.999
+    ema_decay: float = 0.995
     checkpoint_seconds: float = 120.0
     max_seconds: float = float("inf")  # the cosine follows whichever of steps and time runs out first
 

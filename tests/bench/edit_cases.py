@@ -19,7 +19,7 @@ from tests.bench.judge import Judge
 SEED = 50_000
 # Where 64-pixel images and a small CLIP need less than the papers' defaults; the rest are the defaults.
 EMOJI: dict[str, dict[str, Any]] = {
-    "vqgan-clip": {"num_iterations": 200, "num_cutouts": 16},
+    "vqgan-clip": {"num_iterations": 100, "num_cutouts": 8},
     "deep-image-prior": {"num_iterations": 300, "channels": 64},
     "text2live": {"num_iterations": 150, "num_views": 4, "channels": 64, "templates": "emoji"},
     "styleclip-optimization": {"num_iterations": 100, "num_cutouts": 8},
