@@ -107,16 +107,10 @@ def run(name: str, checkpoints: Path, family: Path, steps: int, max_seconds: flo
 def _train_unet(checkpoints: Path, schedule: Schedule, seed: int, batch: int) -> None:
     tokenizer = checkpoints / "tokenizer"
     text = text_encoder_from(average_of(checkpoints / "clip.safetensors"), vocabulary_size(tokenizer))
-    empty = tokenizer_of(tokenizer)([""])
     train_unet(
-        checkpoints / "latents.safetensors",
-        text,
-        empty,
-        checkpoints / "unet.safetensors",
-        schedule,
-        seed,
-        batch,
-    )
+        checkpoints / "latents.safetensors", text, tokenizer_of(tokenizer), checkpoints / "unet.safetensors",
+        schedule, seed, batch,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from sfumato.common.noised_clip import save_noised_clip
 from sfumato.trainer.autoencoder import LATENT_CHANNELS, make_autoencoder
 from sfumato.trainer.clip import MEAN, STD, TEXT_WIDTH, model_config
-from sfumato.trainer.loop import average_of
+from sfumato.trainer.loop import average_of, part
 from sfumato.trainer.noised_clip import NoisedClip
 from sfumato.trainer.tokens import CONTEXT, vocabulary_size
 from sfumato.trainer.unet import NOISE_SCHEDULE, make_unet
@@ -49,8 +49,8 @@ def text_encoder_from(clip: dict[str, torch.Tensor], vocabulary: int) -> Any:
         source, target = f"transformer.resblocks.{layer}", f"encoder.layers.{layer}"
         for kind in ("weight", "bias"):
             parts = clip[f"{source}.attn.in_proj_{kind}"].chunk(3)
-            for letter, part in zip("qkv", parts, strict=True):
-                names[f"{target}.self_attn.{letter}_proj.{kind}"] = part
+            for letter, third in zip("qkv", parts, strict=True):
+                names[f"{target}.self_attn.{letter}_proj.{kind}"] = third
             names[f"{target}.self_attn.out_proj.{kind}"] = clip[f"{source}.attn.out_proj.{kind}"]
             for ours, theirs in (("layer_norm1", "ln_1"), ("layer_norm2", "ln_2")):
                 names[f"{target}.{ours}.{kind}"] = clip[f"{source}.{theirs}.{kind}"]
@@ -96,8 +96,9 @@ def export(checkpoints: Path, family: Path, judge: Path) -> None:
     scale = float(load_file(checkpoints / "latents.safetensors")["scaling_factor"])
     vae.register_to_config(scaling_factor=scale)
     unet, text_encoder = make_unet(), text_encoder_from(clip, vocabulary_size(tokenizer))
-    joint = torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
-    joint.load_state_dict(average_of(checkpoints / "unet.safetensors"))
+    weights = average_of(checkpoints / "unet.safetensors")
+    unet.load_state_dict(part(weights, "unet."))
+    text_encoder.load_state_dict(part(weights, "text_encoder."))
     for name, model in (("vae", vae), ("unet", unet), ("text_encoder", text_encoder)):
         model.half().save_pretrained(family / name, safe_serialization=True)
     scheduler: Any = DDIMScheduler(**NOISE_SCHEDULE)

@@ -80,10 +80,10 @@ class Checkpoint:
         with safe_open(self.path, "pt") as file:
             metadata = file.metadata()
         self.step, self.seconds = int(metadata["step"]), float(metadata["seconds"])
-        self.model.load_state_dict(_part(tensors, "model."))
-        self.average = _part(tensors, "average.")
+        self.model.load_state_dict(part(tensors, "model."))
+        self.average = part(tensors, "average.")
         state: dict[int, dict[str, torch.Tensor]] = {}
-        for name, tensor in _part(tensors, "optimizer.").items():
+        for name, tensor in part(tensors, "optimizer.").items():
             index, key = name.split(".", 1)
             state.setdefault(int(index), {})[key] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
@@ -128,13 +128,14 @@ def average_over_processes(parameters: list[torch.nn.Parameter], seconds: float)
     return float(flat[-1])
 
 
-def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin so, under the rest of their names."""
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
 def average_of(path: Path) -> dict[str, torch.Tensor]:
     """The averaged weights of a checkpoint."""
-    return _part(load_file(path), "average.")
+    return part(load_file(path), "average.")
 
 
 def train(

@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
 from sfumato.trainer.autoencoder import make_autoencoder
-from sfumato.trainer.clip import make_clip
+from sfumato.trainer.clip import TEXT_WIDTH, make_clip
+from sfumato.trainer.layout import LayoutHeads
 from sfumato.trainer.loop import Checkpoint, make_optimizer
-from sfumato.trainer.tokens import vocabulary_size
+from sfumato.trainer.tokens import tokenizer_of, vocabulary_size
 
 
 def restore(family: Path, judge: Path, checkpoints: Path) -> list[str]:
@@ -41,7 +42,9 @@ def _load(name: str, family: Path, folder: Path, model: Any) -> torch.nn.Module:
     if name == "unet":
         unet: Any = UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32)
         text: Any = CLIPTextModel.from_pretrained(family / "text_encoder", torch_dtype=torch.float32)
-        return torch.nn.ModuleDict({"unet": unet, "text_encoder": text})
+        tokenizer = family / "tokenizer"
+        layout = LayoutHeads(TEXT_WIDTH, vocabulary_size(tokenizer), tokenizer_of(tokenizer))
+        return torch.nn.ModuleDict({"unet": unet, "text_encoder": text, "layout": layout})
     if name == "autoencoder":
         weights = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).state_dict()
     else:

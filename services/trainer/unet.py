@@ -8,7 +8,7 @@ encoder starts as CLIP's text tower and learns with the UNet, as in latent diffu
 section 3.3): CLIP's loss alone hardly asks for the order of words.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,14 @@ from tqdm import tqdm
 from sfumato.trainer.autoencoder import LATENT_CHANNELS, make_autoencoder
 from sfumato.trainer.batches import stream, to_pixels
 from sfumato.trainer.clip import TEXT_WIDTH
+from sfumato.trainer.layout import LayoutHeads
 from sfumato.trainer.loop import Schedule, average_of, gather, start_processes, train
 from sfumato.trainer.tokens import tokenizer_of
 
 CAPTION_DROPOUT = 0.1
 MIN_SNR_GAMMA = 5.0
 CAPTIONS_PER_SCENE = 3
+LAYOUT_WEIGHT = 0.02
 NOISE_SCHEDULE: dict[str, Any] = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
     "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "prediction_type": "epsilon",
@@ -86,18 +88,19 @@ def training_batches(
 
 
 def train_unet(
-    latents_path: Path, text_encoder: Any, empty_tokens: torch.Tensor, path: Path, schedule: Schedule,
-    seed: int, batch: int,
+    latents_path: Path, text_encoder: Any, tokenize: Callable[[list[str]], torch.Tensor], path: Path,
+    schedule: Schedule, seed: int, batch: int,
 ) -> None:  # fmt: skip
     """Trains, or goes on training, both models. text_encoder: transformers' CLIPTextModel."""
     torch.manual_seed(seed)
     unet = make_unet()
     # 64 rows, both ways: 0.93 s of CPU so, 1.41 with torch's fused attention, 1.08 with its plain one.
     unet.set_attn_processor(AttnProcessor())
-    model = torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder.train()})
+    layout = LayoutHeads(TEXT_WIDTH, text_encoder.config.vocab_size, tokenize)
+    model = torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder.train(), "layout": layout})
     noise_scheduler: Any = DDIMScheduler(**NOISE_SCHEDULE)
     alphas_cumprod = noise_scheduler.alphas_cumprod
-    latents = load_file(latents_path)
+    latents, empty_tokens = load_file(latents_path), tokenize([""])
 
     def loss_of(item: tuple[torch.Tensor, torch.Tensor, torch.Tensor], step: int) -> torch.Tensor:
         mean, std, tokens = item
@@ -112,7 +115,7 @@ def train_unet(
         snr = alphas_cumprod[timesteps] / (1 - alphas_cumprod[timesteps])
         weight = snr.clamp(max=MIN_SNR_GAMMA) / snr
         errors = F.mse_loss(noise_pred.float(), noise, reduction="none").flatten(1).mean(1)
-        return (weight * errors).mean()
+        return (weight * errors).mean() + LAYOUT_WEIGHT * layout.loss(hidden_states, tokens)
 
     def batches(first: int, rank: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         return training_batches(latents, (seed, rank), batch, first, schedule.num_steps)
