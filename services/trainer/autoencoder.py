@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL
 
 from sfumato.trainer.batches import stream, to_pixels
 from sfumato.trainer.loop import Schedule, train
+from sfumato.trainer.reconstruction import psnr, reconstruction_loss
 
 KL_WEIGHT = 1e-6
 LATENT_CHANNELS = 16
@@ -26,23 +27,20 @@ def make_autoencoder() -> Any:
     )  # fmt: skip
 
 
-def reconstruction_loss(model: Any, images: torch.Tensor) -> torch.Tensor:
+def loss_of(model: Any, images: torch.Tensor) -> torch.Tensor:
     """For uint8 images [n, 3, 64, 64]."""
     pixels = to_pixels(images).to(memory_format=torch.channels_last)
     posterior = model.encode(pixels).latent_dist
     decoded = model.decode(posterior.sample()).sample.float()
-    error = decoded - pixels
     kl = posterior.kl().mean() / posterior.mean[0].numel()
-    return error.square().mean() + 0.1 * error.abs().mean() + KL_WEIGHT * kl
+    return reconstruction_loss(decoded, pixels) + KL_WEIGHT * kl
 
 
 @torch.inference_mode()
-def psnr(model: Any, images: torch.Tensor) -> float:
+def psnr_of(model: Any, images: torch.Tensor) -> float:
     """Mean over images of the PSNR in dB of encode (mean) and decode, after rounding to 8 bits."""
     decoded = model.decode(model.encode(to_pixels(images)).latent_dist.mode()).sample
-    rounded = (decoded * 0.5 + 0.5).clamp(0, 1).mul(255).round()
-    errors = (rounded - images.float()).square().flatten(1).mean(1).clamp(min=1e-3)
-    return float((10 * torch.log10(255**2 / errors)).mean())
+    return psnr(decoded, images)
 
 
 def train_autoencoder(data: Path, path: Path, schedule: Schedule, seed: int, batch: int) -> None:
@@ -53,6 +51,6 @@ def train_autoencoder(data: Path, path: Path, schedule: Schedule, seed: int, bat
     train(
         "autoencoder", model, path, schedule,
         lambda first, rank: stream(data, (seed, rank), batch, first, schedule.num_steps),
-        lambda item, step: reconstruction_loss(model, item[0]),
-        lambda step: f"autoencoder step {step}: held-out PSNR {psnr(model, held_out):.2f} dB",
+        lambda item, step: loss_of(model, item[0]),
+        lambda step: f"autoencoder step {step}: held-out PSNR {psnr_of(model, held_out):.2f} dB",
     )  # fmt: skip

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 from sfumato.common.noised_clip import load_noised_clip
-from sfumato.trainer.autoencoder import psnr
+from sfumato.trainer.autoencoder import psnr_of
 from sfumato.trainer.batches import stream, to_pixels
 from sfumato.trainer.clip import make_clip, recall
 from sfumato.trainer.noised_clip import recall_by_timestep
@@ -42,7 +42,7 @@ def evaluate(
     images, captions = next(iter(stream(data, SEED, 256, 0, 1, workers=0, held_out=True)))
     tokens = tokenizer_of(tokenizer)(captions)
     vae: Any = AutoencoderKL.from_pretrained(family / "vae", torch_dtype=torch.float32)
-    figures: dict[str, Any] = {"autoencoder_psnr_db": round(psnr(vae, images), 2)}
+    figures: dict[str, Any] = {"autoencoder_psnr_db": round(psnr_of(vae, images), 2)}
     clip = load_clip(family / "clip", tokenizer)
     figures["clip"] = recall(clip, images, tokens)
     if (family / "clip_noised").is_dir():

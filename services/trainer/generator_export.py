@@ -7,6 +7,7 @@ from PIL import Image
 
 from sfumato.common.stylegan2 import StyleGAN2, save_stylegan2
 from sfumato.trainer.loop import average_of
+from sfumato.trainer.reconstruction import to_uint8
 from sfumato.trainer.stylegan2 import Trained
 
 TRUNCATION = 0.7
@@ -45,7 +46,7 @@ def _latents(stylegan: StyleGAN2, n: int) -> torch.Tensor:
 
 
 def _sheet(images: torch.Tensor, columns: int) -> Image.Image:
-    pixels = (images * 0.5 + 0.5).clamp(0, 1).mul(255).round().byte()
+    pixels = to_uint8(images)
     n, channels, side, _ = pixels.shape
     grid = pixels.view(n // columns, columns, channels, side, side).permute(0, 3, 1, 4, 2)
     return Image.fromarray(grid.reshape(n // columns * side, columns * side, channels).numpy())

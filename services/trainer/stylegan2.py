@@ -21,6 +21,7 @@ from sfumato.common.stylegan2_layers import GAIN, EqualLinear, blur_kernel
 from sfumato.trainer.batches import to_pixels
 from sfumato.trainer.loop import Schedule, train
 from sfumato.trainer.portraits import portraits
+from sfumato.trainer.reconstruction import psnr, reconstruction_loss
 
 SIZE, CHANNELS, LATENT = 64, (128, 96, 64, 32, 16), 128
 MAPPING_LAYERS = 2  # as NVlabs' automatic settings have it below 1024 pixels
@@ -98,18 +99,16 @@ class Trained(nn.Module):
         """Of uint8 images [n, 3, 64, 64]."""
         pixels = to_pixels(images)
         mean, log_std = self.encoder(pixels)
-        error = self.reconstruct(mean + log_std.exp() * torch.randn_like(mean)) - pixels
+        decoded = self.reconstruct(mean + log_std.exp() * torch.randn_like(mean))
         divergence = (0.5 * (mean.square() + (2 * log_std).exp() - 1) - log_std).sum(1).mean()
-        return error.square().mean() + 0.1 * error.abs().mean() + KL * divergence
+        return reconstruction_loss(decoded, pixels) + KL * divergence
 
 
 @torch.inference_mode()
-def psnr(trained: Trained, images: torch.Tensor) -> float:
+def psnr_of(trained: Trained, images: torch.Tensor) -> float:
     """Mean PSNR in dB of G(E(x)) for uint8 images."""
     mean, _ = trained.encoder(to_pixels(images))
-    rounded = (trained.reconstruct(mean) * 0.5 + 0.5).clamp(0, 1).mul(255).round()
-    errors = (rounded - images.float()).square().flatten(1).mean(1).clamp(min=1e-3)
-    return float((10 * torch.log10(255**2 / errors)).mean())
+    return psnr(trained.reconstruct(mean), images)
 
 
 def train_stylegan2(data: Path, domain: str, path: Path, schedule: Schedule, seed: int, batch: int) -> None:
@@ -122,7 +121,7 @@ def train_stylegan2(data: Path, domain: str, path: Path, schedule: Schedule, see
         return portraits(data, domain, (seed, rank), batch, first, schedule.num_steps)
 
     def report(step: int) -> str:
-        return f"stylegan2-{domain} step {step}: PSNR {psnr(trained, images):.2f} dB"
+        return f"stylegan2-{domain} step {step}: PSNR {psnr_of(trained, images):.2f} dB"
 
     # Equalised weights are of size 1: Adam, as StyleGAN2 has it, and a rate for so large weights.
     optimizer = torch.optim.Adam(trained.parameters(), schedule.learning_rate, betas=(0.9, 0.99))

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from sfumato.trainer.batches import stream, to_pixels
 from sfumato.trainer.loop import Schedule, average_of, train
+from sfumato.trainer.reconstruction import psnr, reconstruction_loss
 
 NUM_CODES, CODE_CHANNELS = 512, 16
 COMMITMENT = 0.25
@@ -55,10 +56,9 @@ class Trained(nn.Module):
         codes = torch.cdist(rows.detach(), codebook).argmin(1)
         nearest = codebook[codes].view(z.shape[0], *z.shape[2:], -1).permute(0, 3, 1, 2)
         decoded = self.model.decode(z + (nearest - z).detach(), force_not_quantize=True).sample.float()
-        error = decoded - pixels
         commitment = F.mse_loss(z, nearest.detach())
         self.follow(rows.detach(), codes)
-        return error.square().mean() + 0.1 * error.abs().mean() + COMMITMENT * commitment
+        return reconstruction_loss(decoded, pixels) + COMMITMENT * commitment
 
     @torch.no_grad()
     def follow(self, rows: torch.Tensor, codes: torch.Tensor) -> None:
@@ -84,9 +84,7 @@ def figures(model: Any, images: torch.Tensor) -> tuple[float, int]:
     z = model.encode(to_pixels(images)).latents
     quantised, _, (_, _, codes) = model.quantize(z)
     decoded = model.decode(quantised, force_not_quantize=True).sample
-    rounded = (decoded * 0.5 + 0.5).clamp(0, 1).mul(255).round()
-    errors = (rounded - images.float()).square().flatten(1).mean(1).clamp(min=1e-3)
-    return float((10 * torch.log10(255**2 / errors)).mean()), len(codes.unique())
+    return psnr(decoded, images), len(codes.unique())
 
 
 def train_vqgan(data: Path, path: Path, schedule: Schedule, seed: int, batch: int) -> None:
@@ -96,8 +94,8 @@ def train_vqgan(data: Path, path: Path, schedule: Schedule, seed: int, batch: in
     held_out, _ = next(iter(stream(data, seed + 1, 128, 0, 1, workers=0, held_out=True)))
 
     def report(step: int) -> str:
-        psnr, used = figures(trained.model, held_out)
-        return f"vqgan step {step}: held-out PSNR {psnr:.2f} dB, {used} of {NUM_CODES} codes used"
+        decibels, used = figures(trained.model, held_out)
+        return f"vqgan step {step}: held-out PSNR {decibels:.2f} dB, {used} of {NUM_CODES} codes used"
 
     train(
         "vqgan", trained, path, schedule,

@@ -43,12 +43,12 @@ def test_the_generator_learns_to_reconstruct() -> None:
     trained, images = stylegan2.Trained(), some_images(0, 1).repeat(4, 1, 1, 1)
     images[..., 16:48, 16:48] = torch.tensor([250, 220, 80], dtype=torch.uint8)[:, None, None]
     optimizer = torch.optim.Adam(trained.parameters(), 8e-3, betas=(0.9, 0.99))
-    before = stylegan2.psnr(trained, images)
+    before = stylegan2.psnr_of(trained, images)
     for _ in range(25):
         optimizer.zero_grad()
         trained.loss(images).backward()
         optimizer.step()
-    assert stylegan2.psnr(trained, images) > before + 2
+    assert stylegan2.psnr_of(trained, images) > before + 2
 
 
 def test_the_divergence_is_that_of_two_normal_distributions(data: Path) -> None:
