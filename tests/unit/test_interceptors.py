@@ -69,11 +69,17 @@ class Written:
 
 
 @pytest.fixture
-def written(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Written]:
-    for logger in (audit.log, interceptors.log):  # they keep what they were configured with at first
-        monkeypatch.delitem(logger.__dict__, "bind", raising=False)
+def written(capsys: pytest.CaptureFixture[str]) -> Iterator[Written]:
+    forget_configuration()
     yield Written(capsys)
     structlog.reset_defaults()
+    forget_configuration()
+
+
+def forget_configuration() -> None:
+    """Loggers keep what they were configured with at first: here a standard error that ends with the test."""
+    for logger in (audit.log, interceptors.log):
+        logger.__dict__.pop("bind", None)
 
 
 @contextlib.asynccontextmanager
