@@ -29,26 +29,30 @@ class SfumatoError(Exception):
         self.value = shorten(value)
 
 
-class InvalidArgument(SfumatoError):
+class _OfField(SfumatoError):
+    """An error about one field; its message is made of the field, what it must or may be, and what it is."""
+
+    verb: str
+
+    def __init__(self, field: str, limit: object, value: object, advice: str = "") -> None:
+        text = f"{field} {self.verb} {limit}, but is {shorten(value)}"
+        super().__init__(f"{text}. {advice}" if advice else text, field=field, limit=limit, value=value)
+
+
+class InvalidArgument(_OfField):
     """A field of the request is wrong; sending it again cannot help."""
 
     code = "INVALID_ARGUMENT"
     reason = "INVALID_FIELD"
-
-    def __init__(self, field: str, limit: object, value: object, advice: str = "") -> None:
-        text = f"{field} must be {limit}, but is {shorten(value)}"
-        super().__init__(f"{text}. {advice}" if advice else text, field=field, limit=limit, value=value)
+    verb = "must be"
 
 
-class ResourceExhausted(SfumatoError):
+class ResourceExhausted(_OfField):
     """A configured limit would be passed."""
 
     code = "RESOURCE_EXHAUSTED"
     reason = "LIMIT_EXCEEDED"
-
-    def __init__(self, field: str, limit: object, value: object, advice: str = "") -> None:
-        text = f"{field} may be {limit}, but is {shorten(value)}"
-        super().__init__(f"{text}. {advice}" if advice else text, field=field, limit=limit, value=value)
+    verb = "may be"
 
 
 class Unauthenticated(SfumatoError):
