@@ -101,9 +101,9 @@ def test_a_jwt_gives_tenant_and_scopes(algorithm: str) -> None:
 @pytest.mark.parametrize(
     "claims",
     [
-        {"exp": time.time() - 1}, {"exp": None}, {"aud": "another"}, {"aud": None}, {"iss": "https://evil"},
+        {"exp": 1}, {"exp": None}, {"aud": "another"}, {"aud": None}, {"iss": "https://evil"},
         {"iss": None}, {"sub": None}, {"tenant": None}, {"tenant": "A/../b"}, {"tenant": ""},
-        {"nbf": time.time() + 60}, {"scope": 7},
+        {"nbf": 2**32}, {"scope": 7},
         {"signed_by": pem_pair(ed25519.Ed25519PrivateKey.generate())[0]},
     ],
 )  # fmt: skip

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 READY_SECONDS = 600.0  # a first start exports graphs, and the machine may be busy; a death is seen at once
 STOP_SECONDS = 40.0
 RESTART_SECONDS = 0.5
+LISTENING_PORTS = range(20_000, 32_000)  # Linux takes those of outgoing connections from 32,768 up
 # What a service's process runs: it asks Linux for SIGTERM when the launcher dies, even by SIGKILL (prctl
 # option 1, PR_SET_PDEATHSIG), then becomes the service. Not a preexec_fn: that would run Python between
 # fork and exec, which crashes now and then where the launcher has gRPC's threads.
@@ -243,8 +245,16 @@ def is_serving(target: str, service: str = "") -> bool:
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+    """A loopback port that nobody listens on.
+
+    Not of the range that the kernel takes for outgoing connections: a service opens its port seconds later,
+    and by then one of those may have it.
+    """
+    while True:
+        port = secrets.choice(LISTENING_PORTS)
+        with socket.socket() as listener:
+            try:
+                listener.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
