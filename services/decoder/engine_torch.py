@@ -10,6 +10,7 @@ from PIL import Image
 
 from sfumato.common.family import part_of
 from sfumato.common.gradients import Linearised, linearise
+from sfumato.common.traced import Traced
 
 
 class TorchAutoencoder:
@@ -25,6 +26,7 @@ class TorchAutoencoder:
         self.vae_scale_factor: int = 2 ** (len(config.block_out_channels) - 1)
         self.scaling_factor = float(config.scaling_factor)
         self.shift_factor = float(config.shift_factor or 0.0)
+        self._traced = Traced(self.pixels)
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> Image.Image:
@@ -33,7 +35,7 @@ class TorchAutoencoder:
 
     def linearise(self, latents: torch.Tensor) -> Linearised:
         """Scaled latents to pixels [1, 3, height, width], not clamped, kept for `vjp`."""
-        return linearise(self.pixels, latents.to(self.device, self.dtype))
+        return linearise(self._traced, latents.to(self.device, self.dtype))
 
     def pixels(self, latents: torch.Tensor) -> torch.Tensor:
         """Scaled latents to pixels [1, 3, height, width], not clamped, on the model's device."""

@@ -8,6 +8,7 @@ from diffusers import UNet2DConditionModel
 
 from sfumato.common.family import part_of
 from sfumato.common.gradients import Linearised, linearise
+from sfumato.common.traced import Traced
 
 
 class Unet(Protocol):
@@ -28,6 +29,7 @@ class TorchUNet:
         self.model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
         self.device, self.dtype = device, dtype
         self.config = self.model.config
+        self._traced = Traced(lambda *inputs: self.model(*inputs, return_dict=False)[0])
 
     @torch.inference_mode()
     def noise_pred(self, latents: torch.Tensor, timestep: float, prompt_embeds: torch.Tensor) -> torch.Tensor:
@@ -60,7 +62,4 @@ class TorchUNet:
         """
         timesteps = torch.tensor([timestep], device=self.device)
         embeds = prompt_embeds.to(self.device, self.dtype)
-        return linearise(
-            lambda x: self.model(x, timesteps, embeds, return_dict=False)[0],
-            latents.to(self.device, self.dtype),
-        )
+        return linearise(lambda x: self._traced(x, timesteps, embeds), latents.to(self.device, self.dtype))

@@ -9,6 +9,7 @@ from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sfumato.common.family import part_of
+from sfumato.common.traced import Traced
 from sfumato.encoder.words import Word, words_of
 
 
@@ -69,6 +70,7 @@ class JointEncoder:
             torch.tensor(values, device=device, dtype=dtype).view(3, 1, 1)
             for values in (self.model.visual.image_mean, self.model.visual.image_std)
         )
+        self.traced_features = Traced(self.features_of)
         with torch.inference_mode():
             self.embedding_size = int(self.embed_texts(["warm"]).shape[-1])
 

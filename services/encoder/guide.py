@@ -75,7 +75,7 @@ def guide_image(
         cutouts = make_cutouts(
             x, joint.image_size, objective.num_cutouts, objective.cut_power, objective.seed
         )
-        likeness = similarity(joint.features_of(cutouts), _like(targets, x))
+        likeness = similarity(joint.traced_features(cutouts), _like(targets, x))
         variation, overflow = total_variation(x), range_loss(x)
         total = (
             objective.similarity_scale * likeness
