@@ -46,9 +46,16 @@ def to_status(error: SfumatoError) -> status_pb2.Status:
 
 
 async def abort(context: Context, error: SfumatoError) -> None:
-    """Ends the call with the error's status."""
+    """Ends the call with the error's status; then its handler has only to return."""
     if isinstance(error, ForwardedError):
-        await context.abort(error.grpc_code, error.message, error.trailing_metadata)
-    await context.abort(
-        grpc.StatusCode[error.code], error.message, ((DETAILS_KEY, to_status(error).SerializeToString()),)
-    )
+        code, trailing_metadata = error.grpc_code, error.trailing_metadata
+    else:
+        code = grpc.StatusCode[error.code]
+        trailing_metadata = ((DETAILS_KEY, to_status(error).SerializeToString()),)
+    try:
+        await context.abort(code, error.message, trailing_metadata)
+    except grpc.aio.AbortError as aborted:
+        # grpc.aio keeps it in a cycle with the call and raises it again when the handler returns. Passed on
+        # from here it would take along, by its traceback, every frame and so the request, until Python looks
+        # for cycles: 700 MB after 6,000 refused calls.
+        aborted.__traceback__ = aborted.__context__ = error.__traceback__ = None

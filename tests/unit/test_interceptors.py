@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import json
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ from sfumato.common.interceptors import CallInterceptor
 from sfumato.gateway.failures import is_lost
 
 SECRET = "a prompt that nobody may read"
+WORK: "list[weakref.ref[set[int]]]" = []  # what the servicer's calls that fail had in hand
 
 
 class Servicer(gateway_pb2_grpc.GatewayServiceServicer):
@@ -30,6 +32,8 @@ class Servicer(gateway_pb2_grpc.GatewayServiceServicer):
     async def Generate(
         self, request: gateway_pb2.GenerateRequest, context: Any
     ) -> AsyncIterator[gateway_pb2.GenerateResponse]:
+        work = {request.seed}
+        WORK.append(weakref.ref(work))
         if request.seed == 1:
             raise KeyError(request.prompt)
         if request.seed == 3:
@@ -42,6 +46,8 @@ class Servicer(gateway_pb2_grpc.GatewayServiceServicer):
     async def ListFamilies(
         self, request: gateway_pb2.ListFamiliesRequest, context: Any
     ) -> gateway_pb2.ListFamiliesResponse:
+        work = {0}
+        WORK.append(weakref.ref(work))
         error = ResourceExhausted("requests", 1, 2)
         error.retry_seconds = 1.25
         raise error
@@ -186,6 +192,22 @@ async def test_a_prompt_is_logged_only_where_it_is_asked_for(written: Written, s
     async with served(log_prompts=True) as channel:
         await generate(channel, request(seed))
     assert lines(written, "call")[-1]["prompts"] == [SECRET]
+
+
+async def test_what_a_failed_call_had_in_hand_is_free_when_it_ends(written: Written) -> None:
+    """And not when Python next looks for cycles: requests are megabytes."""
+    WORK.clear()
+    gc.disable()
+    try:
+        async with served() as channel:
+            for seed in (1, 2):
+                assert await generate(channel, request(seed)) is not None
+            list_families = channel.unary_unary("/sfumato.v1.GatewayService/ListFamilies")
+            with pytest.raises(grpc.aio.AioRpcError):
+                await list_families(b"", metadata=(("authorization", "Bearer key"),))
+            assert [work() for work in WORK] == [None] * 3
+    finally:
+        gc.enable()
 
 
 async def test_the_time_to_wait_is_a_retry_info(written: Written) -> None:
