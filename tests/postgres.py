@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +24,61 @@ def binary(name: str) -> str:
     return path
 
 
+@dataclass
+class Postgres:
+    """A server that can be stopped and started. Run by root, it runs as the package's user."""
+
+    folder: Path
+    port: int = field(default_factory=free_port)
+
+    @property
+    def url(self) -> str:
+        """For SQLAlchemy."""
+        return f"postgresql+psycopg://sfumato@127.0.0.1:{self.port}/postgres"
+
+    def create(self) -> None:
+        """Makes the data folder."""
+        if os.geteuid() == 0:
+            shutil.chown(self.folder, "postgres", "postgres")
+        initdb = [binary("initdb"), "-D", str(self.folder / "data"), "-U", "sfumato", "--auth=trust"]
+        self._run([*initdb, "--no-sync"])
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        # With fsync: a stop may be a crash.
+        options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1"
+        self._control("-l", str(self.folder / "log"), "-o", options, "start")
+
+    def crash(self) -> None:
+        """Ends it without a checkpoint, and with every connection."""
+        self._control("-m", "immediate", "stop")
+
+    def _control(self, *arguments: str) -> None:
+        self._run([binary("pg_ctl"), "-D", str(self.folder / "data"), "-w", "-t", "60", *arguments])
+
+    def _run(self, command: list[str]) -> None:
+        identity: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            identity = {"user": "postgres", "group": "postgres", "extra_groups": []}
+        subprocess.run(command, check=True, cwd=self.folder, stdout=subprocess.DEVNULL, **identity)
+
+
+@contextlib.contextmanager
+def postgres_server() -> Iterator[Postgres]:
+    """A running one."""
+    server = Postgres(Path(tempfile.mkdtemp(prefix="sfumato-postgres-")))
+    server.create()
+    server.start()
+    try:
+        yield server
+    finally:
+        with contextlib.suppress(subprocess.CalledProcessError):  # a test may have stopped it
+            server.crash()
+        shutil.rmtree(server.folder)
+
+
 @contextlib.contextmanager
 def running_postgres() -> Iterator[str]:
-    """Its URL. It refuses to run as root, so that root runs it as the package's user."""
-    folder = Path(tempfile.mkdtemp(prefix="sfumato-postgres-"))
-    identity: dict[str, Any] = {}
-    if os.geteuid() == 0:
-        shutil.chown(folder, "postgres", "postgres")
-        identity = {"user": "postgres", "group": "postgres", "extra_groups": []}
-    port, data = free_port(), folder / "data"
-    initdb = [binary("initdb"), "-D", str(data), "-U", "sfumato", "--auth=trust", "--no-sync"]
-    subprocess.run(initdb, check=True, capture_output=True, cwd=folder, **identity)
-    control = [binary("pg_ctl"), "-D", str(data), "-w", "-t", "60"]
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-    start = [*control, "-l", str(folder / "log"), "-o", options, "start"]
-    subprocess.run(start, check=True, cwd=folder, stdout=subprocess.DEVNULL, **identity)
-    try:
-        yield f"postgresql+psycopg://sfumato@127.0.0.1:{port}/postgres"
-    finally:
-        stop = [*control, "-m", "immediate", "stop"]
-        subprocess.run(stop, check=True, cwd=folder, stdout=subprocess.DEVNULL, **identity)
-        shutil.rmtree(folder)
+    """Its URL."""
+    with postgres_server() as server:
+        yield server.url

@@ -1,5 +1,6 @@
 """Runs an edit on the device, chunk by chunk: iterations, checkpoint, result."""
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -148,7 +149,8 @@ class Runner:
         for progress in live.progress:
             # The frame first: who sees the iteration in the feed asks for it.
             if edit.shows(progress.iteration):
-                self.store.write(frame_path(edit.id, progress.iteration), encode_png(live.state.preview()))
+                path, frame = frame_path(edit.id, progress.iteration), encode_png(live.state.preview())
+                self._patiently(edit, functools.partial(self.store.write, path, frame))
             live.feed.append(progress)
             now = time.monotonic()
             ITERATION_SECONDS.labels(edit.method).observe(now - before)

@@ -86,8 +86,9 @@ def test_a_missing_checkpoint_is_named(runner: Runner) -> None:
     assert "a/checkpoints/0000001.safetensors is gone" in failure["message"]
 
 
+@pytest.mark.parametrize("preview_interval", [0, 1])
 def test_a_store_that_is_away_for_a_while_costs_no_edit(
-    runner: Runner, monkeypatch: pytest.MonkeyPatch
+    runner: Runner, monkeypatch: pytest.MonkeyPatch, preview_interval: int
 ) -> None:
     monkeypatch.setattr(runs, "RETRY_SECONDS", (0.01, 0.01))
     write, away = runner.store.write, iter([True, True])
@@ -98,7 +99,7 @@ def test_a_store_that_is_away_for_a_while_costs_no_edit(
         write(path, data)
 
     monkeypatch.setattr(runner.store, "write", flaky)
-    assert run_to_end(runner, edit_of(), {"iteration": 0})[-1]["result"]
+    assert run_to_end(runner, edit_of(preview_interval=preview_interval), {"iteration": 0})[-1]["result"]
     away = iter([True] * 3)
     failure = run_to_end(runner, edit_of("b"), {"iteration": 0})[-1]["failure"]
     assert (failure["code"], failure["message"]) == ("UNAVAILABLE", "away")
