@@ -2,9 +2,9 @@
 
     M(w) = (M_c(w_c), M_m(w_m), M_f(w_f)), layers 0-3, 4-7 and from 8 on;  the edit is w' = w + 0.1 M(w)
 
-    min over M of  lambda_clip D_CLIP(G(w'), t) + lambda_l2 |0.1 M(w)| + lambda_id (1 - <R(G(w')), R(G(w))>)
+    min over M of  lambda_clip D_CLIP(G(w'), t) + lambda_l2 |0.1 M(w)|^2 + lambda_id (1 - <R(G(w')), R(G(w))>)
 
-|.|: root of the summed squares, averaged over the batch, as in their code. Each part is a pixel norm and four
+|.|^2: the mean of the squares over layers and channels, as in their code. Each part is a pixel norm and four
 fully connected layers. Ranger is RAdam (Liu et al. 2020) with lookahead (Zhang et al. 2019) every 6 steps.
 """
 
@@ -135,7 +135,7 @@ def losses(state: State, w_plus: torch.Tensor) -> dict[str, torch.Tensor]:
     image = state.paint(w_plus + offset)
     terms = {
         "clip": options.lambda_clip * cosine_distance(state.clip.embed_images(image), state.text).mean(),
-        "l2": options.lambda_l2 * offset.square().sum((1, 2)).clamp(min=1e-12).sqrt().mean(),
+        "l2": options.lambda_l2 * offset.square().mean(),
     }
     if state.identity is not None:
         with torch.no_grad():

@@ -132,6 +132,16 @@ def test_a_trained_mapper_moves_new_faces_to_its_text_in_one_pass(models: TinyMo
     assert sum(gains) > 0
 
 
+def test_the_mappers_distance_is_the_mean_of_squares_of_their_code(models: TinyModels) -> None:
+    """Its root, summed over W+, outweighs CLIP's whole term: the mapper then learns to do nothing."""
+    options = styleclip_mapper.Options(prompt="an angry face", lambda_l2=0.8)
+    state = styleclip_mapper.start(options, NO_IMAGE, models)
+    w_plus = state.sample(3, torch.Generator().manual_seed(0))
+    edited = w_plus + state.mapper(w_plus)
+    expected = 0.8 * torch.nn.functional.mse_loss(edited, w_plus)
+    torch.testing.assert_close(styleclip_mapper.losses(state, w_plus)["l2"], expected)
+
+
 def test_mapper_training_resumes_bit_for_bit_over_a_lookahead(models: TinyModels) -> None:
     options = styleclip_mapper.Options(prompt="an angry face", num_iterations=8)
     assert_resumes_bit_for_bit(styleclip_mapper.METHOD, options, NO_IMAGE, models, at=5)
