@@ -29,7 +29,8 @@ from sfumato.gateway.gradient_channels import GradientServices
 from sfumato.gateway.parameters import FamilyInfo
 from sfumato.gateway.replicas import Replicas
 
-# Every unary call is a function of its request, so repeating one is safe.
+# Every unary call is a function of its request, so repeating one is safe. CANCELLED is of a replica that went
+# away with the call in hand; our own cancellations are not retried.
 SERVICE_CONFIG = json.dumps(
     {
         "loadBalancingConfig": [{"round_robin": {}}],
@@ -41,7 +42,7 @@ SERVICE_CONFIG = json.dumps(
                     "initialBackoff": "0.1s",
                     "maxBackoff": "1s",
                     "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
+                    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
                 },
             }
         ],

@@ -27,7 +27,8 @@ def calling(service: str, target: str) -> Iterator[None]:
     try:
         yield
     except grpc.aio.AioRpcError as error:
-        if error.code() is grpc.StatusCode.UNAVAILABLE:
+        # Our own cancellation is an asyncio.CancelledError: this one is of a service that goes away.
+        if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
             raise Unavailable(f"the {service} at {target} does not answer: {error.details()}") from error
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             raise DeadlineExceeded(f"the deadline passed in the {service}") from error
