@@ -18,7 +18,7 @@ from sfumato.common.tracing import traceparent
 from sfumato.editor.artifacts import ArtifactStore
 from sfumato.editor.config import EditorSettings
 from sfumato.editor.method import Inputs, Method
-from sfumato.editor.options import from_json, resolve
+from sfumato.editor.options import check_folders, from_json, resolve
 
 # Also a folder's name in the artifact store: "..", and what starts with "_", are none.
 ID_RULE = "1 to 128 of [A-Za-z0-9._-], the first a letter or digit"
@@ -89,6 +89,7 @@ def prepare(request: Request, method: Method, store: ArtifactStore, settings: Ed
             "preview_interval_iterations", f"0 to {MAX_PREVIEW_INTERVAL}", request.preview_interval
         )
     options = resolve(method.options, {"seed": secrets.randbits(32), **request.options}, settings)
+    check_folders(options, settings.family)
     inputs = _opened(request.images, settings)
     if method.needs_image and inputs.image is None:
         raise InvalidArgument("image", "given", "empty", f"{method.name} edits an image.")

@@ -156,6 +156,12 @@ def text(default: str = "", *, required: bool = False) -> str:
     return value
 
 
+def folder(default: str, part: str) -> str:
+    """An option that is a folder of the family's `part`/."""
+    value: str = dataclasses.field(default=default, metadata={"part": part})
+    return value
+
+
 def prompts(*, required: bool = False) -> tuple[Prompt, ...]:
     """An option that is several weighted texts."""
     value: tuple[Prompt, ...] = dataclasses.field(default=(), metadata={"required": required})

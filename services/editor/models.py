@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from sfumato.common.errors import InvalidArgument
 from sfumato.common.family import family_name, part_of
 from sfumato.common.identity import load_identity
 from sfumato.common.stylegan2 import StyleGAN2, load_stylegan2
 from sfumato.editor.artifacts import ArtifactStore
 from sfumato.editor.method import Tensors
+from sfumato.editor.options import folder_of
 
 
 class FamilyModels:
@@ -54,10 +54,7 @@ class FamilyModels:
     def stylegan2(self, name: str) -> Any:
         """StyleGAN2 of stylegan2/NAME/."""
         if name not in self._generators:
-            folder = part_of(self.family, "stylegan2") / name
-            known = sorted(path.name for path in folder.parent.iterdir() if path.is_dir())
-            if name not in known:
-                raise InvalidArgument("generator", f"one of {', '.join(known)}", name)
+            folder = folder_of(self.family, "stylegan2", name, "generator")
             self._generators[name] = load_stylegan2(folder).to(self.device)
         return self._generators[name]
 

@@ -3,9 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sfumato.common.errors import InvalidArgument, ResourceExhausted
+from sfumato.common.family import part_of
 from sfumato.editor.config import EditorSettings
 from sfumato.editor.method import ImagePrompt, Prompt
 
@@ -38,6 +40,29 @@ def from_json(options_type: type[Any], values: Mapping[str, Any]) -> Any:
             for name, value in values.items()
         }
     )
+
+
+def check_folders(options: Any, family: Path) -> None:
+    """
+    Raises:
+        InvalidArgument: an option that method.folder made names a folder that the family does not have.
+    """
+    for field in dataclasses.fields(options):
+        if part := field.metadata.get("part"):
+            folder_of(family, part, getattr(options, field.name), field.name)
+
+
+def folder_of(family: Path, part: str, name: str, field: str) -> Path:
+    """The family's folder part/name.
+
+    Raises:
+        InvalidArgument: there is none; field says where the name comes from.
+        NotFound: the family does not even have the part.
+    """
+    known = sorted(path.name for path in part_of(family, part).iterdir() if path.is_dir())
+    if name not in known:
+        raise InvalidArgument(field, f"one of {', '.join(known)}", name)
+    return family / part / name
 
 
 def _checked(field: "dataclasses.Field[Any]", value: Any, settings: EditorSettings) -> Any:

@@ -20,7 +20,7 @@ from sfumato.common.errors import InvalidArgument
 from sfumato.editor.channel_relevance import chunk_relevance, chunks_of, deviations
 from sfumato.editor.clip import Clip
 from sfumato.editor.inversion import LatentState
-from sfumato.editor.method import Inputs, Method, Models, Progress, choice, real, text, whole
+from sfumato.editor.method import Inputs, Method, Models, Progress, choice, folder, real, text, whole
 from sfumato.editor.optimised import iterate
 from sfumato.editor.pixels import to_image
 from sfumato.editor.templates import PHRASES
@@ -32,7 +32,7 @@ class Options:
 
     prompt: str = text(required=True)
     neutral_prompt: str = text(required=True)  # what the image shows, in the same terms
-    generator: str = text("faces")  # folder under the family's stylegan2/
+    generator: str = folder("faces", "stylegan2")
     seed: int = whole(0, 0, 2**63 - 1)
     alpha: float = real(4.0, -10.0, 10.0)
     beta: float = real(0.13, 0.0, 1.0)  # 0.08 to 0.3
@@ -104,14 +104,18 @@ class State(LatentState):
         return to_image((self.stylegan.synthesis(self.edited_styles(self.options.alpha)) + 1) / 2)
 
 
+def check(options: Options, inputs: Inputs) -> None:
+    """Raises InvalidArgument where the texts are one to CLIP."""
+    if options.prompt.strip() == options.neutral_prompt.strip():
+        raise InvalidArgument("neutral_prompt", "another text than prompt", options.neutral_prompt)
+
+
 def start(options: Options, inputs: Inputs, models: Models) -> State:
     """
     Raises:
-        InvalidArgument: the texts are one to CLIP.
-        NotFound: the family has no such generator.
+        InvalidArgument: as `check`, or the family has no such generator.
     """
-    if options.prompt.strip() == options.neutral_prompt.strip():
-        raise InvalidArgument("neutral_prompt", "another text than prompt", options.neutral_prompt)
+    check(options, inputs)
     return State(options, inputs, models)
 
 
@@ -137,4 +141,4 @@ def run(state: State) -> Iterator[Progress]:
     return iterate(state, step)
 
 
-METHOD = Method("styleclip-direction", Options, ("clip", "stylegan2"), False, start, run)
+METHOD = Method("styleclip-direction", Options, ("clip", "stylegan2"), False, start, run, check)

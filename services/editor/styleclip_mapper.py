@@ -19,7 +19,7 @@ from sfumato.common.seeding import generator_of
 from sfumato.common.stylegan2_layers import EqualLinear, PixelNorm
 from sfumato.editor.clip import Clip
 from sfumato.editor.losses import clamp_with_gradient, cosine_distance
-from sfumato.editor.method import Inputs, Method, Models, Progress, Tensors, real, text, whole
+from sfumato.editor.method import Inputs, Method, Models, Progress, Tensors, folder, real, text, whole
 from sfumato.editor.optimised import Optimised, iterate
 from sfumato.editor.pixels import to_image
 
@@ -64,7 +64,7 @@ class Options:
     """Defaults: orpatashnik/StyleCLIP."""
 
     prompt: str = text(required=True)
-    generator: str = text("faces")  # folder under the family's stylegan2/
+    generator: str = folder("faces", "stylegan2")
     seed: int = whole(0, 0, 2**63 - 1)
     num_iterations: int = whole(50_000, 1, 100_000)
     learning_rate: float = real(0.5, 0.0, 10.0)  # Ranger

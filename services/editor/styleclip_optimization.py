@@ -14,7 +14,7 @@ import torch
 from sfumato.editor.cutouts import make_cutouts
 from sfumato.editor.inversion import LatentState, ramped
 from sfumato.editor.losses import cosine_distance
-from sfumato.editor.method import Inputs, Method, Models, Progress, choice, real, text, whole
+from sfumato.editor.method import Inputs, Method, Models, Progress, choice, folder, real, text, whole
 from sfumato.editor.optimised import iterate
 
 
@@ -23,7 +23,7 @@ class Options:
     """Defaults: orpatashnik/StyleCLIP."""
 
     prompt: str = text(required=True)
-    generator: str = text("faces")  # folder under the family's stylegan2/
+    generator: str = folder("faces", "stylegan2")
     seed: int = whole(0, 0, 2**63 - 1)
     latent_space: str = choice("w_plus", "w")
     num_iterations: int = whole(300, 1, 10_000)

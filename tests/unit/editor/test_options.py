@@ -106,6 +106,30 @@ def test_a_bad_request_names_field_limit_and_value_and_keeps_nothing(
     assert store.names() == []
 
 
+DIRECTION = editor_pb2.StyleClipDirection
+
+
+@pytest.mark.parametrize(
+    ("field", "limit", "options"),
+    [
+        ("generator", "one of animals, faces", {"generator": "cars"}),
+        ("generator", "one of animals, faces", {"generator": "../faces"}),
+        ("neutral_prompt", "another text than prompt", {"neutral_prompt": " a cat "}),
+    ],
+)
+def test_what_styleclip_cannot_do_is_refused_before_it_is_queued(
+    tmp_path: Path, field: str, limit: str, options: dict[str, str]
+) -> None:
+    for name in ("faces", "animals"):
+        (tmp_path / "family" / "stylegan2" / name).mkdir(parents=True)
+    settings = EditorSettings(state_dir=tmp_path, family=tmp_path / "family")
+    fields = {"prompt": "a cat", "neutral_prompt": "a face", **options}
+    name, request = to_request(editor_pb2.EditRequest(styleclip_direction=DIRECTION(**fields)), "a")
+    with pytest.raises(InvalidArgument) as error:
+        prepare(request, METHODS[name], ArtifactStore(settings.artifacts), settings)
+    assert (error.value.field, error.value.limit) == (field, limit)
+
+
 def test_a_request_without_a_method_lists_them() -> None:
     with pytest.raises(InvalidArgument, match="vqgan_clip") as error:
         to_request(editor_pb2.EditRequest(), "a")
