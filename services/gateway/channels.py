@@ -28,6 +28,7 @@ from sfumato.gateway.generation import EncodedTexts
 from sfumato.gateway.gradient_channels import GradientServices
 from sfumato.gateway.parameters import FamilyInfo
 from sfumato.gateway.replicas import Replicas
+from sfumato.gateway.safety import Concept, SafetyCheck
 
 # Every unary call is a function of its request, so repeating one is safe. CANCELLED is of a replica that went
 # away with the call in hand; our own cancellations are not retried.
@@ -53,7 +54,8 @@ SERVICE_CONFIG = json.dumps(
 class ModelServices:
     """Encoder, decoder and denoisers, as generation.Services has them."""
 
-    def __init__(self, settings: GatewaySettings) -> None:
+    def __init__(self, settings: GatewaySettings, concepts: tuple[Concept, ...] = ()) -> None:
+        """concepts: what images are withheld for; none: none are looked at."""
         self.settings = settings
         options: list[tuple[str, int | str]] = [
             *channel_options(settings.max_message_bytes),
@@ -74,6 +76,7 @@ class ModelServices:
         self.encoder: encoder_pb2_grpc.EncoderServiceAsyncStub = encoder_pb2_grpc.EncoderServiceStub(encoder)
         self.decoder: decoder_pb2_grpc.DecoderServiceAsyncStub = decoder_pb2_grpc.DecoderServiceStub(decoder)
         self.gradients = GradientServices(self.encoder, self.decoder, settings)
+        self._safety = SafetyCheck(concepts, self.gradients) if concepts else None
 
     async def family(self) -> FamilyInfo:
         """What the services hold, once each kind answers.
@@ -91,6 +94,8 @@ class ModelServices:
         if denoiser.in_channels != decoder.latent_channels:
             raise SfumatoError(f"the UNet takes {denoiser.in_channels} channels, the autoencoder has "
                                f"{decoder.latent_channels}; inpainting UNets are not served")  # fmt: skip
+        if self._safety is not None and not encoder.embedding_size:
+            raise SfumatoError(f"{encoder.family} has no clip/, which the safety check looks with")
         area = denoiser.max_latent_area * decoder.vae_scale_factor**2
         return FamilyInfo(
             name=encoder.family,
@@ -135,11 +140,17 @@ class ModelServices:
         return mean, from_message(response.std, "std", tuple(mean.shape), limit)
 
     async def decode(self, latents: torch.Tensor, image_format: str) -> bytes:
-        """The encoded image; image_format is PNG, JPEG or WEBP."""
+        """The encoded image; image_format is PNG, JPEG or WEBP.
+
+        Raises:
+            Withheld: the safety check does not let it out.
+        """
         wire_format = decoder_pb2.ImageFormat.Value(f"IMAGE_FORMAT_{image_format}")
         request = decoder_pb2.DecodeRequest(latents=to_message(latents), image_format=wire_format)
         with calling("decoder", self.settings.decoder_target):
             response = await self.decoder.Decode(request, **calls.outgoing())
+        if self._safety is not None:
+            await self._safety.check(response.image)
         return response.image
 
     def open_trajectory(

@@ -40,6 +40,10 @@ class GatewaySettings(ServerSettings):
     credentials_file: Path | None = Field(
         None, description="JSON file of API key digests, JWT issuers and quotas. Default: no authentication."
     )
+    safety_concepts_file: Path | None = Field(
+        None,
+        description="JSON list of concepts; images near one are withheld. Default: off.",
+    )
     services_tls_ca: Path | None = Field(
         None, description="CA of the certificates of encoder, denoiser, decoder, editor. Default: no TLS."
     )

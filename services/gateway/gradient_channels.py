@@ -117,6 +117,10 @@ class GradientServices:
         for index, data in enumerate(images):
             field = f"guidance.clip.image_prompts[{index}]"
             await asyncio.to_thread(open_image, data, field, self._settings.max_input_pixels)
+        return await self.embed(images)
+
+    async def embed(self, images: list[bytes]) -> torch.Tensor:
+        """As embed_images, of images that are known to be some."""
         with calling("encoder", self._settings.encoder_target):
             request = encoder_pb2.EmbedImageRequest(images=images)
             response = await self._encoder.EmbedImage(request, **calls.outgoing())

@@ -27,6 +27,7 @@ from sfumato.gateway.guidance_messages import given_guidance, guidance_message, 
 from sfumato.gateway.message_parts import format_value, name_format, take_request_id, timings_message
 from sfumato.gateway.parameters import FamilyInfo, Parameters, resolve
 from sfumato.gateway.prompt_edits import PromptEdit
+from sfumato.gateway.safety import Concept, read_concepts
 from sfumato.gateway.sampling import SCHEDULERS, make_scheduler
 from sfumato.gateway.stages import IMAGES_LIMIT, IMAGES_RUNNING, Seconds
 
@@ -47,6 +48,9 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
     def __init__(self, settings: GatewaySettings) -> None:
         self.settings = settings
         self.admission = Access(settings)
+        self.concepts: tuple[Concept, ...] = ()
+        if settings.safety_concepts_file is not None:
+            self.concepts = read_concepts(settings.safety_concepts_file.read_bytes())
         self.num_images = 0
         IMAGES_LIMIT.set(settings.max_concurrent_images)
 
@@ -58,7 +62,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
     async def load(self) -> None:
         # The schedulers' arithmetic is on one small tensor: more threads only cost.
         torch.set_num_threads(1)
-        self.services = ModelServices(self.settings)
+        self.services = ModelServices(self.settings, self.concepts)
         while True:
             try:
                 self.family = await self.services.family()
@@ -71,7 +75,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
                 # gRPC looks up a name that has no address ever more seldom: a new channel asks at once.
                 await self.services.close()
                 await asyncio.sleep(0.5)
-                self.services = ModelServices(self.settings)
+                self.services = ModelServices(self.settings, self.concepts)
 
     async def close(self) -> None:
         if hasattr(self, "services"):

@@ -15,7 +15,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "observability.md"
 # What a label may be: its values come from a list in the code, from the protocol, or from the deployment.
 BOUNDED = {
     "method", "code", "service", "version", "cache", "result", "stage", "guidance", "scheduler", "work",
-    "state",
+    "state", "concept",
 }  # fmt: skip
 SUFFIX = {"counter": "_total"}
 
