@@ -15,3 +15,4 @@ class DecoderSettings(ModelSettings):
     max_gradient_pixels: int = Field(512 * 512, gt=0, description="Largest image differentiated, in pixels.")
     max_kept_graphs: int = Field(64, gt=0, description="Most decoded images kept for a gradient at one time.")
     max_input_pixels: int = Field(2**24, gt=0, description="Largest image file read, before resizing.")
+    watermark: str = Field("", max_length=32, description="Text put invisibly into images; empty: none.")
