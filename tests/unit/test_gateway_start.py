@@ -11,6 +11,7 @@ from sfumato.common.errors import Unavailable
 from sfumato.gateway import servicer
 from sfumato.gateway.config import GatewaySettings
 from sfumato.gateway.parameters import FamilyInfo
+from sfumato.gateway.safety import Concept
 
 
 def family() -> FamilyInfo:
@@ -29,7 +30,7 @@ class OnceDeaf:
     opened = 0
     closed = 0
 
-    def __init__(self, settings: GatewaySettings) -> None:
+    def __init__(self, settings: GatewaySettings, concepts: tuple[Concept, ...]) -> None:
         OnceDeaf.opened += 1
         self._deaf = OnceDeaf.opened == 1
 
