@@ -15,7 +15,7 @@ from tests.bench.edit_cases import EMOJI, Report, share
 # Smileys that the family's CLIP and the judge have words for.
 FACES = ("an angry face", "a crying face", "a laughing face", "a cool face", "a face with heart eyes")
 WEIGHTS = {"lambda_l2": (0.0, 0.01, 0.1, 1.0), "lambda_id": (0.0, 0.1, 1.0, 10.0)}
-NUM_WEIGHTED, NUM_MAPPERS = 3, 2
+NUM_WEIGHTED = 3
 
 
 @torch.no_grad()
@@ -65,7 +65,7 @@ def weighted(report: Report, name: str) -> list[float]:
 def one_pass(report: Report, texts: list[str], gains: list[float]) -> dict[str, Any]:
     """Gains of the mapper and of the direction as shares of (a)'s, and whether alpha's sign reverses."""
     mapped, directed, reversed_signs, shares = [], [], [], []
-    for text in FACES[:NUM_MAPPERS]:
+    for text in FACES:
         key = text.replace(" ", "-")
         weights = report.edit("styleclip-mapper-training", key, prompt=text)["mapper"]
         for k in [k for k, other in enumerate(texts) if other == text]:
