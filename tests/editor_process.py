@@ -57,14 +57,23 @@ def kill_and_restart(service: Service) -> None:
 
 
 @contextlib.contextmanager
+def running(*services: Service) -> Iterator[None]:
+    """The services serve within."""
+    for service in services:
+        service.start()
+    try:
+        for service in services:
+            wait_until_serving(service)
+        yield
+    finally:
+        for service in services:
+            service.process.kill()
+            service.process.wait()
+
+
+@contextlib.contextmanager
 def running_editor(family: Path, folder: Path, **settings: object) -> Iterator[tuple[Service, Client]]:
     """An editor and a client of it, which needs no gateway: both serve the same."""
     service = editor_service(family, folder, **settings)
-    service.start()
-    try:
-        wait_until_serving(service)
-        with Client(service.target, timeout=60) as client:
-            yield service, client
-    finally:
-        service.process.kill()
-        service.process.wait()
+    with running(service), Client(service.target, timeout=60) as client:
+        yield service, client

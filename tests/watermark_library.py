@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PACKAGES = ("invisible-watermark==0.2.0", "PyWavelets==1.9.0", "opencv-python-headless==5.0.0.93")
+from sfumato.decoder.watermark import PACKAGES
 
 
 def watermark_library() -> Path:

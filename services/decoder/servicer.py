@@ -11,7 +11,7 @@ from sfumato_protos.v1 import decoder_pb2, decoder_pb2_grpc, tensor_pb2
 
 from sfumato.common.calls import Context
 from sfumato.common.devices import setup_device
-from sfumato.common.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
+from sfumato.common.errors import InvalidArgument, ResourceExhausted
 from sfumato.common.family import family_name
 from sfumato.common.gradients import GraphCount, Linearised
 from sfumato.common.images import encode_image, open_image
@@ -20,7 +20,7 @@ from sfumato.common.work import run
 from sfumato.decoder.config import DecoderSettings
 from sfumato.decoder.engine_onnx import Decode, open_decode
 from sfumato.decoder.engine_torch import TorchAutoencoder
-from sfumato.decoder.watermark import MIN_PIXELS, Watermark
+from sfumato.decoder.watermark import Watermark
 
 _FORMATS = {
     decoder_pb2.IMAGE_FORMAT_UNSPECIFIED: "PNG",
@@ -79,7 +79,9 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
         if request.image_format not in _FORMATS:
             raise InvalidArgument("image_format", f"one of {list(_FORMATS.values())}", request.image_format)
         latents = self._latents(request.latents, self.settings.max_pixels)
-        self._check_size_for_watermark(latents)
+        if self.watermark is not None:
+            factor = self.vae.vae_scale_factor
+            self.watermark.check_size(latents.shape[3] * factor, latents.shape[2] * factor)
 
         def decode() -> decoder_pb2.DecodeResponse:
             image = self.decode(latents)
@@ -116,14 +118,6 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
                     raise InvalidArgument("message", wanted, kind or "empty")
         finally:
             self.graphs.remove()
-
-    def _check_size_for_watermark(self, latents: torch.Tensor) -> None:
-        height, width = (side * self.vae.vae_scale_factor for side in latents.shape[-2:])
-        if self.watermark is not None and width * height < MIN_PIXELS:
-            raise FailedPrecondition(
-                "images of this service carry a watermark, which needs 256x256 pixels or as many",
-                field="width x height", limit=f"at least {MIN_PIXELS} pixels", value=f"{width}x{height}",
-            )  # fmt: skip
 
     def _latents(self, message: tensor_pb2.Tensor, max_pixels: int) -> torch.Tensor:
         channels = self.vae.latent_channels

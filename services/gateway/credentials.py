@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 
 import jwt
 from jwt.types import Options
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import AwareDatetime, BaseModel, Field, SecretStr, ValidationError, model_validator
 
 from sfumato.common.errors import Unauthenticated
+from sfumato.gateway.json_file import FileModel, read_json
 
 TENANT = r"[a-z0-9][a-z0-9-]{0,62}"
 Tenant = Annotated[str, Field(pattern=f"^{TENANT}$")]
@@ -19,11 +20,7 @@ MIN_SECRET_BYTES = 32  # RFC 7518, 3.2: a key of the hash's size or larger
 ADVICE = "send the metadata authorization: Bearer KEY"
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ApiKey(_Model):
+class ApiKey(FileModel):
     """A key, known by its digest only."""
 
     id: str = Field(min_length=1, max_length=128, description="Named in the audit log.")
@@ -33,7 +30,7 @@ class ApiKey(_Model):
     expires: AwareDatetime | None = Field(None, description="Default: never.")
 
 
-class Issuer(_Model):
+class Issuer(FileModel):
     """Whose JWTs are taken. Claims: iss, aud, sub, exp, tenant, and scope (words in one text)."""
 
     issuer: str = Field(min_length=1)
@@ -53,14 +50,14 @@ class Issuer(_Model):
         return self
 
 
-class Quota(_Model):
+class Quota(FileModel):
     """What a tenant may use at a gateway replica."""
 
     concurrent_requests: int = Field(16, gt=0)
     requests_per_minute: int = Field(600, gt=0)
 
 
-class Credentials(_Model):
+class Credentials(FileModel):
     """The whole file."""
 
     keys: tuple[ApiKey, ...] = ()
@@ -89,11 +86,7 @@ def read_credentials(text: bytes) -> Credentials:
     Raises:
         ValueError: it is no valid credentials file. The message quotes no value: some are secrets.
     """
-    try:
-        return Credentials.model_validate_json(text)
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()]
-        raise ValueError(f"no valid credentials file: {'; '.join(problems)}") from None
+    return read_json(Credentials, text, "credentials file")
 
 
 def verify(token: str, credentials: Credentials) -> Grant:

@@ -18,10 +18,9 @@ from sfumato.common.server import channel_options
 from sfumato.common.status import ForwardedError
 from sfumato.common.tls import open_channel
 from sfumato.gateway.config import GatewaySettings
+from sfumato.gateway.failures import GONE
 from sfumato.gateway.message_parts import take_request_id
 
-# What a call ends with when the editor dies or drains; our own cancellation is no such error.
-LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 RETRY_SECONDS = 0.2
 
 
@@ -62,7 +61,7 @@ class EditorChannel:
             Unavailable: the editor has been silent for too long since that time.
             ForwardedError: it is another error.
         """
-        if error.code() not in LOST:
+        if error.code() not in GONE:
             raise ForwardedError(error) from error
         if time.monotonic() - since > self.wait_seconds:
             raise Unavailable(f"the editor at {self.target} does not answer: {error.details()}") from error

@@ -8,8 +8,9 @@ import grpc
 from sfumato.common.errors import DeadlineExceeded, Unavailable
 from sfumato.common.status import ForwardedError
 
-# What a call to a replica that went away may end with.
-LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN)
+# What a call ends with when the service dies or drains. Our own cancellation is an asyncio.CancelledError.
+GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+LOST = (*GONE, grpc.StatusCode.UNKNOWN)  # and a stream of a denoiser or decoder
 
 
 def is_lost(error: grpc.aio.AioRpcError) -> bool:
@@ -27,8 +28,7 @@ def calling(service: str, target: str) -> Iterator[None]:
     try:
         yield
     except grpc.aio.AioRpcError as error:
-        # Our own cancellation is an asyncio.CancelledError: this one is of a service that goes away.
-        if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+        if error.code() in GONE:
             raise Unavailable(f"the {service} at {target} does not answer: {error.details()}") from error
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             raise DeadlineExceeded(f"the deadline passed in the {service}") from error

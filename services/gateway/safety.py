@@ -9,9 +9,10 @@ from typing import Protocol
 import structlog
 import torch
 from prometheus_client import Counter
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from sfumato.common.errors import FailedPrecondition
+from sfumato.gateway.json_file import FileModel, read_json
 
 log = structlog.get_logger()
 
@@ -26,19 +27,15 @@ class Withheld(FailedPrecondition):
     reason = "IMAGE_WITHHELD"
 
 
-class Concept(BaseModel):
+class Concept(FileModel):
     """What images shall not be near."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=r"^[a-z0-9-]{1,64}$", description="Named to the client, and in metrics.")
     text: str = Field(min_length=1, max_length=1000, description="To CLIP, such as 'a photo of a gun'.")
     threshold: float = Field(ge=-1, le=1, description="Cosine similarity above which an image is withheld.")
 
 
-class _File(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class _File(FileModel):
     concepts: tuple[Concept, ...] = Field(min_length=1, max_length=64)
 
 
@@ -48,11 +45,7 @@ def read_concepts(text: bytes) -> tuple[Concept, ...]:
     Raises:
         ValueError: it is no such file; one line says where.
     """
-    try:
-        return _File.model_validate_json(text).concepts
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()]
-        raise ValueError(f"no valid list of concepts: {'; '.join(problems)}") from None
+    return read_json(_File, text, "list of concepts").concepts
 
 
 class Embedder(Protocol):

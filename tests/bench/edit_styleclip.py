@@ -74,7 +74,7 @@ def one_pass(report: Report, texts: list[str], gains: list[float]) -> dict[str, 
             mapped += report.gains([(result["start"], result["image"], text)])
             shares.append(gains[k])
     for k, text in enumerate(tqdm(texts, "styleclip-direction")):
-        options = {"prompt": text, "neutral_prompt": "a joyful face", "seed": k}
+        options = {"prompt": text, "seed": k}
         alpha = EMOJI["styleclip-direction"]["alpha"]
         up, down = (
             report.edit("styleclip-direction", f"{k}-{sign:g}", **options, alpha=sign * alpha)

@@ -12,13 +12,13 @@ from PIL import Image
 from sfumato.encoder.engine_torch import JointEncoder
 from sfumato_client import Client, SfumatoError
 from sfumato_client.stack import Service, Stack, free_port
-from tests.editor_process import wait_until_serving
+from tests.editor_process import running
 
 CAT, PIZZA = "a cat on a blue background", "a pizza on a green background"
 
 
-def made(client: Client, prompt: str, **options: int) -> Image.Image:
-    result = client.generate(prompt, seed=1, num_inference_steps=8, **options)  # type: ignore[arg-type]
+def made(client: Client, prompt: str) -> Image.Image:
+    result = client.generate(prompt, seed=1, num_inference_steps=8)
     return Image.open(io.BytesIO(result.images[0].data))
 
 
@@ -37,18 +37,12 @@ def careful(stack: Stack, emoji_family: Path, tmp_path: Path) -> Iterator[Client
     environment = {
         **stack.gateway.environment,
         "SFUMATO_GATEWAY_PORT": str(port),
+        "SFUMATO_GATEWAY_METRICS_PORT": "0",
         "SFUMATO_GATEWAY_SAFETY_CONCEPTS_FILE": str(path),
     }
-    environment.pop("SFUMATO_GATEWAY_METRICS_PORT", None)
     gateway = Service("gateway", port, environment, tmp_path / "gateway.log")
-    gateway.start()
-    try:
-        wait_until_serving(gateway)
-        with Client(gateway.target, timeout=120) as client:
-            yield client
-    finally:
-        gateway.process.kill()
-        gateway.process.wait()
+    with running(gateway), Client(gateway.target, timeout=120) as client:
+        yield client
 
 
 def test_an_image_near_a_listed_concept_is_withheld_and_no_other(stack: Stack, careful: Client) -> None:

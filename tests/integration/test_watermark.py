@@ -16,7 +16,7 @@ from sfumato_protos.v1 import decoder_pb2, decoder_pb2_grpc
 
 from sfumato.common.tensors import to_message
 from sfumato_client.stack import Service, free_port
-from tests.editor_process import wait_until_serving
+from tests.editor_process import running
 from tests.watermark_library import watermark_library
 
 MARK = "sfumato!"
@@ -44,17 +44,9 @@ def decoders(
     folder = tmp_path_factory.mktemp("watermark")
     path = f"{library}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     marking = decoder_service(emoji_family, folder, SFUMATO_DECODER_WATERMARK=MARK, PYTHONPATH=path)
-    started = (marking, decoder_service(emoji_family, folder))
-    for service in started:
-        service.start()
-    try:
-        for service in started:
-            wait_until_serving(service)
-        yield started
-    finally:
-        for service in started:
-            service.process.kill()
-            service.process.wait()
+    plain = decoder_service(emoji_family, folder)
+    with running(marking, plain):
+        yield marking, plain
 
 
 def decoded(service: Service, side: int, image_format: str = "PNG") -> bytes:
