@@ -12,9 +12,13 @@ from google.longrunning import operations_pb2
 from google.protobuf import message_factory
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.message import Message
+from tritonclient.grpc import service_pb2
 
+OPEN_INFERENCE = "inference.GRPCInferenceService"  # of encoder, decoder and denoiser alike
 # Served behind the gateway; everything else is the gateway's.
-BEHIND = {"sfumato.v1.EncoderService", "sfumato.v1.DecoderService", "sfumato.v1.DenoiserService"}
+BEHIND = {
+    "sfumato.v1.EncoderService", "sfumato.v1.DecoderService", "sfumato.v1.DenoiserService", OPEN_INFERENCE,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,13 +48,14 @@ class Ended:
 
 
 def all_rpcs() -> list[Rpc]:
-    """All of sfumato.v1 and of google.longrunning.Operations."""
+    """All of sfumato.v1, of google.longrunning.Operations and of the Open Inference Protocol."""
     names = [module.name for module in pkgutil.iter_modules(sfumato_protos.v1.__path__)]
     modules = [
         importlib.import_module(f"sfumato_protos.v1.{name}") for name in names if name.endswith("_pb2")
     ]
     files: list[FileDescriptor] = [module.DESCRIPTOR for module in modules]
     files.append(operations_pb2.DESCRIPTOR.services_by_name["Operations"].file)
+    files.append(service_pb2.DESCRIPTOR)
     return [
         Rpc(
             service.full_name, method.name, message_factory.GetMessageClass(method.input_type),

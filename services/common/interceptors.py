@@ -17,6 +17,7 @@ from sfumato.common import audit, calls, tracing
 from sfumato.common.admission import Admission
 from sfumato.common.errors import InvalidArgument, SfumatoError, Unavailable
 from sfumato.common.metrics import REQUEST_SECONDS, REQUESTS, RUNNING
+from sfumato.common.open_inference import HEALTH
 from sfumato.common.status import ForwardedError, abort
 
 log = structlog.get_logger()
@@ -112,7 +113,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         code = "OK"
         RUNNING.labels(method).inc()
         try:
-            if not self._ready.is_set():
+            if not (self._ready.is_set() or method in HEALTH):
                 raise Unavailable(f"{method} is not ready: its model is loading or it is draining")
             with self._admission.admitted(call.caller):
                 yield

@@ -2,8 +2,9 @@
 
 import asyncio
 import signal
+from functools import partial
 from importlib.metadata import version
-from typing import Protocol
+from typing import Any, Protocol
 
 import grpc
 import structlog
@@ -18,6 +19,8 @@ from sfumato.common.admission import Admission, TrustGateway
 from sfumato.common.config import ServerSettings
 from sfumato.common.interceptors import CallInterceptor
 from sfumato.common.metrics import BUILD, IS_SERVING
+from sfumato.common.open_inference import SERVICE as OPEN_INFERENCE
+from sfumato.common.open_inference import add_open_inference
 from sfumato.common.tls import server_credentials
 
 log = structlog.get_logger()
@@ -30,6 +33,7 @@ class Servicer(Protocol):
     """What a service hands to `run`."""
 
     service_name: str  # for health; with `also_serves`, a tuple, what reflection lists
+    # One that has `open_models`, a function, serves that table by the Open Inference Protocol too.
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds itself to the server."""
@@ -90,8 +94,11 @@ async def serve(settings: ServerSettings, servicer: Servicer) -> None:
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     servicer.register(server)
+    served = [servicer.service_name, *getattr(servicer, "also_serves", ())]
+    if models := getattr(servicer, "open_models", None):
+        add_open_inference(server, servicer.service_name, models, partial(_is_serving, health))
+        served.append(OPEN_INFERENCE)
     if settings.reflection:
-        served = (servicer.service_name, *getattr(servicer, "also_serves", ()))
         names = (*served, "grpc.health.v1.Health", reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
     await _set_health(health, servicer.service_name, NOT_SERVING)
@@ -150,6 +157,12 @@ async def _until_loaded(servicer: Servicer, stop: asyncio.Event) -> None:
         load.result()
     else:
         load.cancel()
+
+
+async def _is_serving(health: HealthServicer) -> bool:
+    without_context: Any = None
+    response: Any = await health.Check(health_pb2.HealthCheckRequest(), without_context)
+    return bool(response.status == SERVING)
 
 
 async def _set_health(health: HealthServicer, service: str, status: int) -> None:

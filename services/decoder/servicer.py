@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import torch
+from PIL import Image
 from sfumato_protos.v1 import decoder_pb2, decoder_pb2_grpc, tensor_pb2
 
 from sfumato.common.calls import Context
@@ -15,11 +16,13 @@ from sfumato.common.errors import InvalidArgument, ResourceExhausted
 from sfumato.common.family import family_name
 from sfumato.common.gradients import GraphCount, Linearised
 from sfumato.common.images import encode_image, open_image
+from sfumato.common.inference_tensors import Model
 from sfumato.common.tensors import check_finite, from_message, to_message
 from sfumato.common.work import run
 from sfumato.decoder.config import DecoderSettings
 from sfumato.decoder.engine_onnx import Decode, open_decode
 from sfumato.decoder.engine_torch import TorchAutoencoder
+from sfumato.decoder.open_models import open_models
 from sfumato.decoder.watermark import Watermark
 
 _FORMATS = {
@@ -59,6 +62,9 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
         image = self.decode(torch.zeros(1, self.vae.latent_channels, 8, 8))
         self.vae.encode(image, image.width, image.height)
 
+    def open_models(self) -> list[Model]:
+        return open_models(self.vae, self._image, self.executor, self.settings)
+
     async def close(self) -> None:
         self.executor.shutdown(cancel_futures=True)
 
@@ -79,18 +85,21 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
         if request.image_format not in _FORMATS:
             raise InvalidArgument("image_format", f"one of {list(_FORMATS.values())}", request.image_format)
         latents = self._latents(request.latents, self.settings.max_pixels)
-        if self.watermark is not None:
-            factor = self.vae.vae_scale_factor
-            self.watermark.check_size(latents.shape[3] * factor, latents.shape[2] * factor)
 
         def decode() -> decoder_pb2.DecodeResponse:
-            image = self.decode(latents)
-            if self.watermark is not None:
-                image = self.watermark.marked(image)
+            image = self._image(latents)
             data = encode_image(image, _FORMATS[request.image_format])
             return decoder_pb2.DecodeResponse(image=data, width=image.width, height=image.height)
 
         return await run(self.executor, "decode", decode)
+
+    def _image(self, latents: torch.Tensor) -> Image.Image:
+        """The image, with its mark."""
+        if self.watermark is None:
+            return self.decode(latents)
+        factor = self.vae.vae_scale_factor
+        self.watermark.check_size(latents.shape[3] * factor, latents.shape[2] * factor)
+        return self.watermark.marked(self.decode(latents))
 
     async def DecodeGradient(
         self,

@@ -5,6 +5,8 @@ from pydantic_settings import SettingsConfigDict
 
 from sfumato.common.config import ModelSettings
 
+MAX_TOKENS = 1024  # of a row of conditioning
+
 
 class DenoiserSettings(ModelSettings):
     """The denoiser's settings."""

@@ -16,19 +16,19 @@ from sfumato.common.devices import setup_device
 from sfumato.common.errors import InvalidArgument, ResourceExhausted
 from sfumato.common.family import family_name, read_json
 from sfumato.common.gradients import GraphCount
+from sfumato.common.inference_tensors import Model
 from sfumato.common.tensors import check_finite, from_message, to_message
 from sfumato.denoiser.attention import AttentionUNet, num_cross_attention_layers
 from sfumato.denoiser.attention_messages import attention_messages, control_of, places_of
 from sfumato.denoiser.attention_steps import edit_step, step_with_attention
 from sfumato.denoiser.batching import StepQueue
-from sfumato.denoiser.config import DenoiserSettings
+from sfumato.denoiser.config import MAX_TOKENS, DenoiserSettings
 from sfumato.denoiser.engine_onnx import open_unet
 from sfumato.denoiser.engine_torch import TorchUNet, Unet
 from sfumato.denoiser.gradient_messages import KeptStep
 from sfumato.denoiser.gradients import GradientQueue
+from sfumato.denoiser.open_models import open_models
 from sfumato.denoiser.probes import Control
-
-MAX_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,9 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         latents = torch.zeros(1, config.in_channels, config.sample_size, config.sample_size)
         for rows in (1, 2):
             await self.queue.noise_pred(latents, 1.0, torch.zeros(rows, 8, config.cross_attention_dim))
+
+    def open_models(self) -> list[Model]:
+        return open_models(self.unet.config, self.queue, self.settings)
 
     async def close(self) -> None:
         if hasattr(self, "queue"):

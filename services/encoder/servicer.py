@@ -14,6 +14,7 @@ from sfumato.common.devices import setup_device
 from sfumato.common.errors import InvalidArgument, NotFound, ResourceExhausted
 from sfumato.common.family import family_name
 from sfumato.common.images import open_image
+from sfumato.common.inference_tensors import Model
 from sfumato.common.noised_clip import NoisedImageEncoder, load_noised_clip
 from sfumato.common.tensors import check_finite, from_message, to_message
 from sfumato.common.work import run
@@ -22,6 +23,7 @@ from sfumato.encoder.config import EncoderSettings
 from sfumato.encoder.engine_onnx import use_engine
 from sfumato.encoder.engine_torch import JointEncoder, TextEncoder
 from sfumato.encoder.guide import guide_image, guide_latents
+from sfumato.encoder.open_models import open_models
 
 
 class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
@@ -55,6 +57,9 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
             noised = load_noised_clip(self.settings.family / "clip_noised")
             self.noised = noised.to(device).requires_grad_(False)
         self.text_encoder.encode(["warm"])
+
+    def open_models(self) -> list[Model]:
+        return open_models(self.text_encoder, self.joint, self.executor, self.settings, self._checked_texts)
 
     async def close(self) -> None:
         self.executor.shutdown(cancel_futures=True)

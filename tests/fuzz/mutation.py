@@ -22,6 +22,7 @@ TEXTS = (
     "", " ", "a cat", "a dog on a blue background", "x" * 2000, "\0", "\u202e\u0301", "🦊" * 40, "%s{}\n\r",
     "../../etc/passwd", "fuzz-0", "a b", "\ud7ff\U0010ffff", "'; DROP TABLE workflow_status; --", *NAMES,
 )  # fmt: skip
+KEYS = ("", "shared_memory_region", "classification", "priority", "timeout", "sequence_id", "x" * 2000)
 MAX_DEPTH = 4
 MAX_BYTES = 24 * 2**20  # above what the services take, which is 16 MiB
 MANY_BYTES = 100_000  # are not repeated again
@@ -94,6 +95,9 @@ class Fuzzer:
 
     def _mutate_repeated(self, values: Any, field: FieldDescriptor, depth: int) -> None:
         message = field.message_type is not None
+        if message and field.message_type.GetOptions().map_entry:  # of text to message, those that there are
+            self._mutate(values[self.random.choice(KEYS)], depth + 1)
+            return
         choice = self.random.randrange(4)
         if choice == 0 and len(values):
             del values[self.random.randrange(len(values))]

@@ -5,6 +5,7 @@ python -m tests.fuzz.run --messages 100000 --seed 1
 
 import argparse
 import asyncio
+import itertools
 import json
 import tempfile
 import time
@@ -19,7 +20,7 @@ import psutil
 
 from tests.fuzz.mutation import Fuzzer
 from tests.fuzz.samples import samples
-from tests.rpcs import Rpc, all_rpcs, call
+from tests.rpcs import OPEN_INFERENCE, Rpc, all_rpcs, call
 from tests.secured import Secured, key_of, running_secured
 
 DEADLINE_SECONDS = 10.0
@@ -75,15 +76,15 @@ class Places:
         # grpc.aio puts a status of its own in the place of the server's when a stream ends while it is
         # written to, so that streams of requests go over the other API.
         self._blocking = {name: secured.channel(service) for name, service in behind.items()}
+        self._in_turn = itertools.cycle(behind)
 
     async def call(self, rpc: Rpc, data: list[bytes], name: str) -> tuple[str, str]:
         """Code and details."""
+        place = next(self._in_turn) if rpc.service == OPEN_INFERENCE else rpc.service
         if rpc.client_streaming:
-            ended = await asyncio.to_thread(
-                call, self._blocking[rpc.service], rpc, data, timeout=DEADLINE_SECONDS
-            )
+            ended = await asyncio.to_thread(call, self._blocking[place], rpc, data, timeout=DEADLINE_SECONDS)
             return ended.code.name, ended.details
-        channel = self._behind.get(rpc.service, self._gateway)
+        channel = self._behind.get(place, self._gateway)
         metadata = (("authorization", f"Bearer {key_of(name)}"),) if channel is self._gateway else ()
         options: Any = {"timeout": DEADLINE_SECONDS, "metadata": metadata}
         try:

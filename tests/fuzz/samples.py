@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from google.longrunning import operations_pb2
+from google.protobuf import message_factory
 from google.protobuf.message import Message
 from PIL import Image
 from sfumato_protos.v1 import (
@@ -17,6 +18,7 @@ from sfumato_protos.v1 import (
     guidance_pb2,
     tensor_pb2,
 )
+from tritonclient.grpc import service_pb2
 
 from tests.tiny_family import CONTEXT, WIDTH
 
@@ -56,7 +58,7 @@ def samples(path: str, request: type[Message]) -> list[list[Message]]:
 
 @cache
 def _samples() -> dict[str, list[list[Message]]]:
-    return {**_gateway(), **_editor(), **_encoder(), **_decoder(), **_denoiser()}
+    return {**_gateway(), **_editor(), **_encoder(), **_decoder(), **_denoiser(), **_open_inference()}
 
 
 def _gateway() -> dict[str, list[list[Message]]]:
@@ -198,3 +200,39 @@ def _denoiser() -> dict[str, list[list[Message]]]:
             [edited, message(edit=edit)],
         ]
     }
+
+
+def _open_inference() -> dict[str, list[list[Message]]]:
+    raw, contents = _inference("unet", True), _inference("unet", False)
+    texts = service_pb2.ModelInferRequest(model_name="clip_text", raw_input_contents=[b"\x01\0\0\0a" * 2])
+    texts.inputs.add(name="texts", datatype="BYTES", shape=[2])
+    images = service_pb2.ModelInferRequest(model_name="vae_encode", raw_input_contents=[bytes(3 * 64 * 64)])
+    images.inputs.add(name="images", datatype="UINT8", shape=[1, 64, 64, 3])
+    prefix = "/inference.GRPCInferenceService/"
+    found: dict[str, list[list[Message]]] = {
+        f"{prefix}ModelInfer": [[raw], [contents], [texts], [images]],
+        f"{prefix}ModelStreamInfer": [[raw, contents], [texts, texts]],
+    }
+    service = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+    for method in service.methods:
+        if f"{prefix}{method.name}" not in found:
+            request: Any = message_factory.GetMessageClass(method.input_type)
+            texts_of = [f.name for f in method.input_type.fields if f.type == f.TYPE_STRING]
+            found[f"{prefix}{method.name}"] = [
+                [request(**dict.fromkeys(texts_of, name))] for name in ("unet", "clip_text", "x")
+            ]
+    return found
+
+
+def _inference(model: str, raw: bool) -> service_pb2.ModelInferRequest:
+    """Of the UNet, one row, with raw contents or without."""
+    request = service_pb2.ModelInferRequest(model_name=model, id="a")
+    for name, shape in (("latents", LATENTS), ("timestep", (1, 1)), ("prompt_embeds", (1, CONTEXT, WIDTH))):
+        given = request.inputs.add(name=name, datatype="FP32", shape=shape)
+        data = tensor(*shape).data
+        if raw:
+            request.raw_input_contents.append(data)
+        else:
+            given.contents.fp32_contents.extend(np.frombuffer(data, np.float32).tolist())
+    request.outputs.add(name="noise_pred")
+    return request

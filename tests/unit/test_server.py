@@ -3,16 +3,21 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from click.testing import Result
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tritonclient.grpc import InferInput
+from tritonclient.grpc.aio import InferenceServerClient
+from tritonclient.utils import InferenceServerException
 from typer.testing import CliRunner
 
 from sfumato.common.config import ServerSettings
+from sfumato.common.inference_tensors import Model, Tensor
 from sfumato.common.server import serve
 from sfumato_client.cli import app
 from sfumato_client.stack import free_port
@@ -36,6 +41,14 @@ class Slow:
 
         handlers = {"Wait": grpc.unary_unary_rpc_method_handler(wait)}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(self.service_name, handlers),))
+
+    def open_models(self) -> list[Model]:
+        """One that gives back what it gets."""
+
+        async def same(wanted: Sequence[str], x: Any) -> dict[str, Any]:
+            return {"y": x}
+
+        return [Model("same", [Tensor("x", "FP32", (-1,), 8)], [Tensor("y", "FP32", (-1,))], same)]
 
     async def load(self) -> None:
         """Waits for the test."""
@@ -86,6 +99,23 @@ async def test_probes_have_a_port_of_their_own_that_says_what_the_main_port_says
     running.service.may_load.set()
     await asyncio.wait_for(running.until_health(name, "SERVING"), 10)
     assert await running.health(name, running.settings.port) == "SERVING"
+
+
+async def test_the_open_inference_protocol_is_ready_when_the_service_is(running: Running) -> None:
+    name = running.service.service_name
+    tensor = InferInput("x", [2], "FP32").set_data_from_numpy(np.array([1, 2], np.float32))
+    async with InferenceServerClient(f"127.0.0.1:{running.settings.port}") as client:
+        assert await running.health("liveness", running.settings.port) == "SERVING"
+        assert await client.is_server_live()
+        assert not await client.is_server_ready()
+        assert not await client.is_model_ready("same")
+        with pytest.raises(InferenceServerException, match="its model is loading"):
+            await client.infer("same", [tensor])
+        running.service.may_load.set()
+        await asyncio.wait_for(running.until_health(name, "SERVING"), 10)
+        assert await client.is_server_ready()
+        assert await client.is_model_ready("same")
+        assert (await client.infer("same", [tensor])).as_numpy("y").tolist() == [1, 2]
 
 
 async def test_the_probes_port_serves_nothing_but_health(running: Running) -> None:

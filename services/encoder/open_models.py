@@ -1,0 +1,84 @@
+"""What the encoder serves by the Open Inference Protocol: CLIP's texts and images."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+
+import torch
+from PIL import Image
+
+from sfumato.common.errors import InvalidArgument
+from sfumato.common.inference_tensors import Model, Tensor
+from sfumato.common.work import run
+from sfumato.encoder.config import EncoderSettings
+from sfumato.encoder.engine_torch import JointEncoder, TextEncoder
+
+CheckedTexts = Callable[[Sequence[str]], list[str]]
+
+
+def open_models(
+    encoder: TextEncoder,
+    joint: JointEncoder | None,
+    executor: Executor,
+    settings: EncoderSettings,
+    checked: CheckedTexts,
+) -> list[Model]:
+    """The table; without a joint space, the conditioning alone.
+
+    Args:
+        encoder, joint: the models.
+        executor: their thread.
+        settings: for limits.
+        checked: the service's check of texts.
+    """
+
+    async def clip_text(wanted: Sequence[str], texts: list[bytes]) -> dict[str, torch.Tensor]:
+        words = checked([decoded_text(text) for text in texts])
+        found: dict[str, torch.Tensor] = {}
+        if "prompt_embeds" in wanted or "num_truncated_tokens" in wanted:
+            embeds, cut = await run(executor, "encode_text", encoder.encode, words)
+            found |= {"prompt_embeds": embeds, "num_truncated_tokens": torch.tensor(cut)}
+        if "embeddings" in wanted and joint is not None:
+            found["embeddings"] = await run(executor, "embed_text", joint.embed_texts, words)
+        return found
+
+    hidden = (-1, encoder.max_tokens, encoder.hidden_size)
+    text = Model(
+        name="clip_text",
+        inputs=[Tensor("texts", "BYTES", (-1,), settings.max_texts)],
+        outputs=[Tensor("prompt_embeds", "FP32", hidden), Tensor("num_truncated_tokens", "INT64", (-1,))],
+        infer=clip_text,
+    )
+    if joint is None:
+        return [text]
+    embeddings = Tensor("embeddings", "FP32", (-1, joint.embedding_size))
+    return [
+        Model(text.name, text.inputs, [*text.outputs, embeddings], clip_text),
+        _clip_image(joint, executor, settings, embeddings),
+    ]
+
+
+def _clip_image(
+    joint: JointEncoder, executor: Executor, settings: EncoderSettings, embeddings: Tensor
+) -> Model:
+    def embed(images: torch.Tensor) -> torch.Tensor:
+        return joint.embed_images([Image.fromarray(image.numpy()) for image in images])
+
+    async def clip_image(wanted: Sequence[str], images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"embeddings": await run(executor, "embed_image", embed, images)}
+
+    limit = 3 * settings.max_image_pixels
+    return Model(
+        name="clip_image",
+        inputs=[Tensor("images", "UINT8", (-1, -1, -1, 3), limit)],
+        outputs=[embeddings],
+        infer=clip_image,
+        max_batch_size=settings.max_texts,
+    )
+
+
+def decoded_text(text: bytes) -> str:
+    """UTF-8 to text."""
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidArgument("texts", "UTF-8", "bytes that are not") from error
