@@ -26,6 +26,7 @@ import structlog
 import torch
 
 from sfumato.common.metrics import count_lookup
+from sfumato.common.weights import digest_of, files_of
 
 log = structlog.get_logger()
 
@@ -134,7 +135,7 @@ def open_graph(graph: Graph, cache: Path, device: torch.device, num_threads: int
 def _opened(graph: Graph, folder: Path, device: torch.device, num_threads: int) -> Session:
     """The folder's graph, whole and right."""
     try:
-        if (folder / DIGEST).read_text() != _digest_of(_files(folder)):
+        if (folder / DIGEST).read_text() != _digest_of_graph(folder):
             raise GraphError(f"{folder} is not what was written")
         session = Session(folder / FILE, list(graph.inputs), device, num_threads)
         error = max(_relative_error(graph.module, session, inputs) for inputs in graph.checks)
@@ -165,7 +166,7 @@ def _export(graph: Graph, folder: Path) -> None:
                 output_names=["output"],
                 dynamic_axes=graph.dynamic_axes,
             )
-        (made / DIGEST).write_text(_digest_of(_files(made)))
+        (made / DIGEST).write_text(_digest_of_graph(made))
         made.rename(folder)
     except Exception as failure:
         raise GraphError(f"{graph.name} cannot be exported: {failure}"[:500]) from failure
@@ -213,19 +214,11 @@ def _key(graph: Graph) -> str:
     """A digest of the weights and of all that turns them into a graph."""
     libraries = [f"{name} {version(name)}" for name in ("torch", "onnx", "diffusers", "transformers")]
     made_by = f"{OPSET} {REVISION} {type(graph.module).__qualname__} {libraries} {onnxruntime.__version__}"
-    return hashlib.sha256(f"{made_by} {_digest_of(_files(graph.weights))}".encode()).hexdigest()[:32]
+    return hashlib.sha256(f"{made_by} {digest_of(files_of(graph.weights))}".encode()).hexdigest()[:32]
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file() and path.name != DIGEST)
-
-
-def _digest_of(files: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()
+def _digest_of_graph(folder: Path) -> str:
+    return digest_of([path for path in files_of(folder) if path.name != DIGEST])
 
 
 def _providers(device: torch.device) -> list[Any]:

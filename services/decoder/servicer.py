@@ -18,6 +18,7 @@ from sfumato.common.gradients import GraphCount, Linearised
 from sfumato.common.images import encode_image, open_image
 from sfumato.common.inference_tensors import Model
 from sfumato.common.tensors import check_finite, from_message, to_message
+from sfumato.common.weights import weights_digest
 from sfumato.common.work import run
 from sfumato.decoder.config import DecoderSettings
 from sfumato.decoder.engine_onnx import Decode, open_decode
@@ -39,6 +40,7 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
     service_name = "sfumato.v1.DecoderService"
     vae: TorchAutoencoder  # for gradients and encoding
     decode: Decode  # by the engine of the settings
+    weights_digest: str
 
     def __init__(self, settings: DecoderSettings) -> None:
         self.settings = settings
@@ -59,6 +61,7 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
         threads = settings.num_threads or os.cpu_count() or 1
         self.vae = TorchAutoencoder(settings.family, device)
         self.decode = open_decode(self.vae, settings.engine, settings.onnx_cache, threads)
+        self.weights_digest = weights_digest(settings.family, "vae")
         image = self.decode(torch.zeros(1, self.vae.latent_channels, 8, 8))
         self.vae.encode(image, image.width, image.height)
 
@@ -77,6 +80,7 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
             vae_scale_factor=self.vae.vae_scale_factor,
             scaling_factor=self.vae.scaling_factor,
             max_pixels=self.settings.max_pixels,
+            weights_digest=self.weights_digest,
         )
 
     async def Decode(
@@ -89,7 +93,9 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
         def decode() -> decoder_pb2.DecodeResponse:
             image = self._image(latents)
             data = encode_image(image, _FORMATS[request.image_format])
-            return decoder_pb2.DecodeResponse(image=data, width=image.width, height=image.height)
+            return decoder_pb2.DecodeResponse(
+                image=data, width=image.width, height=image.height, weights_digest=self.weights_digest
+            )
 
         return await run(self.executor, "decode", decode)
 

@@ -18,6 +18,7 @@ from sfumato.common.family import family_name, read_json
 from sfumato.common.gradients import GraphCount
 from sfumato.common.inference_tensors import Model
 from sfumato.common.tensors import check_finite, from_message, to_message
+from sfumato.common.weights import engine_version, weights_digest
 from sfumato.denoiser.attention import AttentionUNet, num_cross_attention_layers
 from sfumato.denoiser.attention_messages import attention_messages, control_of, places_of
 from sfumato.denoiser.attention_steps import edit_step, step_with_attention
@@ -49,6 +50,8 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
     queue: StepQueue
     gradients: GradientQueue
     scheduler_config: str
+    weights_digest: str
+    engine: str  # what runs `unet`
 
     def __init__(self, settings: DenoiserSettings) -> None:
         self.settings = settings
@@ -65,6 +68,9 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         self.torch_unet = await asyncio.to_thread(TorchUNet, family, device)
         settings = self.settings
         self.unet = await asyncio.to_thread(open_unet, self.torch_unet, settings.engine, settings.onnx_cache)
+        self.weights_digest = await asyncio.to_thread(weights_digest, family, "unet")
+        named = {"auto": "onnxruntime"}.get(settings.engine, settings.engine)
+        self.engine = engine_version("torch" if self.unet is self.torch_unet else named, device)
         self.attention = AttentionUNet(self.torch_unet.model, device)
         self.queue = StepQueue(self.unet, 1 if device.type != "cpu" else workers)
         self.gradients = GradientQueue(self.torch_unet, workers)
@@ -94,6 +100,8 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             max_latent_area=self.settings.max_latent_area,
             scheduler_config=self.scheduler_config,
             num_cross_attention_layers=num_cross_attention_layers(self.torch_unet.model),
+            weights_digest=self.weights_digest,
+            engine=self.engine,
         )
 
     async def Denoise(

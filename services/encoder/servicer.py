@@ -17,6 +17,7 @@ from sfumato.common.images import open_image
 from sfumato.common.inference_tensors import Model
 from sfumato.common.noised_clip import NoisedImageEncoder, load_noised_clip
 from sfumato.common.tensors import check_finite, from_message, to_message
+from sfumato.common.weights import weights_digest
 from sfumato.common.work import run
 from sfumato.encoder import guide_messages
 from sfumato.encoder.config import EncoderSettings
@@ -25,12 +26,16 @@ from sfumato.encoder.engine_torch import JointEncoder, TextEncoder
 from sfumato.encoder.guide import guide_image, guide_latents
 from sfumato.encoder.open_models import open_models
 
+# Folders of the family, those of SDXL too.
+WEIGHTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "clip", "clip_noised")
+
 
 class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
     """Serves EncoderService."""
 
     service_name = "sfumato.v1.EncoderService"
     text_encoder: TextEncoder
+    weights_digest: str
 
     def __init__(self, settings: EncoderSettings) -> None:
         self.settings = settings
@@ -56,6 +61,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         if (self.settings.family / "clip_noised").is_dir():
             noised = load_noised_clip(self.settings.family / "clip_noised")
             self.noised = noised.to(device).requires_grad_(False)
+        self.weights_digest = weights_digest(settings.family, *WEIGHTS)
         self.text_encoder.encode(["warm"])
 
     def open_models(self) -> list[Model]:
@@ -73,6 +79,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
             hidden_size=self.text_encoder.hidden_size,
             embedding_size=self.joint.embedding_size if self.joint else 0,
             noised_clip=self.joint is not None and self.noised is not None,
+            weights_digest=self.weights_digest,
         )
 
     async def EncodeText(
@@ -85,6 +92,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         return encoder_pb2.EncodeTextResponse(
             prompt_embeds=to_message(embeds),
             num_truncated_tokens=cut,
+            weights_digest=self.weights_digest,
             texts=[
                 encoder_pb2.TextWords(words=[encoder_pb2.Word(**dataclasses.asdict(word)) for word in words])
                 for words in all_words

@@ -1,0 +1,42 @@
+"""Which weights a service holds, and what runs them: by these two, results can be compared."""
+
+import hashlib
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The folder's own files, in order."""
+    return sorted(path for path in folder.iterdir() if path.is_file())
+
+
+def digest_of(files: Sequence[Path]) -> str:
+    """SHA-256 of the files' names and bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def weights_digest(family: Path, *parts: str) -> str:
+    """SHA-256 of a family's folders of these names, those that it has; reads every byte of them."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if (family / part).is_dir():
+            digest.update(f"{part} {digest_of(files_of(family / part))}\n".encode())
+    return digest.hexdigest()
+
+
+def engine_version(name: str, device: torch.device) -> str:
+    """What the last bits of a result depend on beside the weights: "torch 2.13.0, cpu AVX2"."""
+    try:
+        engine = f"{name} {version(name)}"
+    except PackageNotFoundError:
+        engine = name
+    if device.type == "cuda":
+        return f"{engine}, {torch.cuda.get_device_name(device)}"
+    return f"{engine}, {device.type} {torch.backends.cpu.get_cpu_capability()}"

@@ -1,0 +1,20 @@
+"""Digests of weights tell files apart by name and bytes."""
+
+from pathlib import Path
+
+from sfumato.common.weights import weights_digest
+
+
+def test_a_changed_byte_or_name_changes_the_digest_and_a_copy_does_not(tmp_path: Path) -> None:
+    digests = []
+    for family, name, data in (
+        ("one", "a.safetensors", b"12"),
+        ("copy", "a.safetensors", b"12"),
+        ("other_bytes", "a.safetensors", b"13"),
+        ("other_name", "b.safetensors", b"12"),
+    ):
+        (tmp_path / family / "unet").mkdir(parents=True)
+        (tmp_path / family / "unet" / name).write_bytes(data)
+        digests.append(weights_digest(tmp_path / family, "unet", "absent"))
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
