@@ -81,6 +81,10 @@ class Access:
             return nullcontext()
         return self._quotas.admitted(caller.tenant, self._watched.current().quota(caller.tenant))
 
+    def share(self, tenant: str) -> float:
+        """A tenant's weight where requests wait."""
+        return 1.0 if self._watched is None else self._watched.current().quota(tenant).share
+
 
 def bearer_token(metadata: Metadata) -> str:
     """The token in the one authorization entry.

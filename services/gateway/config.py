@@ -29,7 +29,13 @@ class GatewaySettings(ServerSettings):
     editor_target: str = Field("", description="host:port of the editor; empty: editing is not offered.")
     editor_wait_seconds: float = Field(30.0, gt=0, description="How long a call waits for a lost editor.")
     max_num_images: int = Field(8, gt=0, description="Most images of one request.")
-    max_concurrent_images: int = Field(64, gt=0, description="Most images sampled at one time.")
+    max_concurrent_images: int = Field(64, gt=0, description="Most images sampled at one time; others wait.")
+    max_queued_row_steps: int = Field(
+        50_000, gt=0, description="Most that waits for a place: images x steps x rows of conditioning."
+    )
+    max_queued_bytes: int = Field(
+        256 * 2**20, gt=0, description="Most bytes that waiting requests hold, 64 KiB each and their images."
+    )
     max_prompt_characters: int = Field(1000, gt=0, description="Longest prompt, in characters.")
     max_num_inference_steps: int = Field(1000, gt=0, description="Most steps of a request.")
     max_pixels: int = Field(512 * 512, gt=0, description="Largest image made, width times height.")

@@ -55,6 +55,7 @@ class Quota(FileModel):
 
     concurrent_requests: int = Field(16, gt=0)
     requests_per_minute: int = Field(600, gt=0)
+    share: float = Field(1.0, gt=0, le=1000, description="Of the row-steps, against other waiting tenants'.")
 
 
 class Credentials(FileModel):

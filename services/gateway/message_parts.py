@@ -9,6 +9,7 @@ from sfumato.common import calls
 from sfumato.common.errors import InvalidArgument
 from sfumato.gateway.stages import Seconds
 
+MAX_PRIORITY = 9
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -19,6 +20,13 @@ def take_request_id(request_id: str) -> None:
     if not _REQUEST_ID.fullmatch(request_id):
         raise InvalidArgument("request_id", "1 to 128 of [A-Za-z0-9._-]", request_id)
     calls.request_id.set(request_id)
+
+
+def given_priority(request: gateway_pb2.GenerateRequest | gateway_pb2.EditPromptRequest) -> int:
+    """Among the tenant's own waiting requests; larger first."""
+    if not 0 <= request.priority <= MAX_PRIORITY:
+        raise InvalidArgument("priority", f"0 to {MAX_PRIORITY}", request.priority)
+    return request.priority
 
 
 def name_format(given: dict[str, Any]) -> None:

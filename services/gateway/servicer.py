@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+import math
+import time
+from collections.abc import AsyncIterator
 
 import grpc
 import structlog
@@ -12,9 +13,8 @@ from sfumato_protos.v1 import gateway_pb2, gateway_pb2_grpc
 
 from sfumato.common import calls
 from sfumato.common.calls import Context
-from sfumato.common.errors import InvalidArgument, ResourceExhausted, Unavailable
+from sfumato.common.errors import InvalidArgument, Unavailable
 from sfumato.gateway.access import Access
-from sfumato.gateway.attention_messages import given_options, maps_message, options_message
 from sfumato.gateway.channels import ModelServices
 from sfumato.gateway.compare_messages import resolved_settings
 from sfumato.gateway.comparison import Comparison
@@ -22,14 +22,16 @@ from sfumato.gateway.config import GatewaySettings
 from sfumato.gateway.edit_messages import edit_response, given_edit_fields
 from sfumato.gateway.edit_parameters import resolve_edit
 from sfumato.gateway.editing import EditorChannel, register_editing
-from sfumato.gateway.generation import Attended, Event, Finished, Generation, Started, Stepped
-from sfumato.gateway.guidance_messages import given_guidance, guidance_message, kind_value
-from sfumato.gateway.message_parts import format_value, name_format, take_request_id, timings_message
-from sfumato.gateway.parameters import FamilyInfo, Parameters, resolve
+from sfumato.gateway.fair_queue import Demand, FairQueue, Limits
+from sfumato.gateway.generate_messages import given_fields, scheduler_value, to_response
+from sfumato.gateway.generation import Generation
+from sfumato.gateway.guidance_messages import kind_value
+from sfumato.gateway.message_parts import given_priority, take_request_id
+from sfumato.gateway.parameters import FamilyInfo, resolve
 from sfumato.gateway.prompt_edits import PromptEdit
+from sfumato.gateway.row_steps import comparison_row_steps, edit_row_steps, input_bytes, row_steps
 from sfumato.gateway.safety import Concept, read_concepts
 from sfumato.gateway.sampling import SCHEDULERS, make_scheduler
-from sfumato.gateway.stages import IMAGES_LIMIT, IMAGES_RUNNING, Seconds
 
 log = structlog.get_logger()
 
@@ -51,8 +53,10 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         self.concepts: tuple[Concept, ...] = ()
         if settings.safety_concepts_file is not None:
             self.concepts = read_concepts(settings.safety_concepts_file.read_bytes())
-        self.num_images = 0
-        IMAGES_LIMIT.set(settings.max_concurrent_images)
+        limits = Limits(
+            settings.max_concurrent_images, settings.max_queued_row_steps, settings.max_queued_bytes
+        )
+        self.queue = FairQueue(limits)
 
     def register(self, server: grpc.aio.Server) -> None:
         gateway_pb2_grpc.add_GatewayServiceServicer_to_server(self, server)
@@ -109,7 +113,8 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
     ) -> AsyncIterator[gateway_pb2.GenerateResponse]:
         take_request_id(request.request_id)
         parameters = resolve(given_fields(request), self.family, self.settings)
-        with self._room_for(parameters.num_images):
+        cost, held = row_steps(parameters, self.family), input_bytes(parameters)
+        async with self._place(cost, parameters.num_images, held, given_priority(request)):
             pixels = self.settings.max_input_pixels
             generation = Generation(parameters, self.family, self.services, pixels)
             async for event in generation.events():
@@ -120,7 +125,8 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
     ) -> AsyncIterator[gateway_pb2.EditPromptResponse]:
         take_request_id(request.request_id)
         parameters = resolve_edit(given_edit_fields(request), self.family, self.settings)
-        with self._room_for(2):
+        cost, held = edit_row_steps(parameters, self.family), input_bytes(parameters.source)
+        async with self._place(cost, 2, held, given_priority(request)):
             edit = PromptEdit(parameters, self.family, self.services)
             async for event in edit.events():
                 yield edit_response(event, parameters, self.family)
@@ -130,7 +136,8 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
     ) -> AsyncIterator[gateway_pb2.CompareResponse]:
         take_request_id(request.request.request_id)
         settings = resolved_settings(request, given_fields(request.request), self.family, self.settings)
-        with self._room_for(settings[0].num_images):
+        cost, held = comparison_row_steps(settings, self.family), sum(map(input_bytes, settings))
+        async with self._place(cost, settings[0].num_images, held, given_priority(request.request)):
             pixels = self.settings.max_input_pixels
             comparison = Comparison(settings, self.family, self.services, pixels)
             async for index, event in comparison.events():
@@ -140,95 +147,14 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
                     event=to_response(event, settings[index], self.family),
                 )
 
-    @contextlib.contextmanager
-    def _room_for(self, num_images: int) -> Iterator[None]:
-        """Counts the images that are sampled.
-
-        Raises:
-            ResourceExhausted: they would be too many at one time.
-        """
-        limit = self.settings.max_concurrent_images
-        if self.num_images + num_images > limit:
-            advice = "Try again when others are done."
-            raise ResourceExhausted(
-                "num_images", f"at most {limit} over all requests", self.num_images, advice
-            )
-        self.num_images += num_images
-        IMAGES_RUNNING.set(self.num_images)
-        try:
+    @contextlib.asynccontextmanager
+    async def _place(
+        self, row_steps: int, num_images: int, num_bytes: int, priority: int
+    ) -> AsyncIterator[None]:
+        """Waits for the caller's turn and holds its place; raises as FairQueue.place."""
+        tenant, remaining = calls.caller.get().tenant, calls.remaining_seconds()
+        deadline = math.inf if remaining is None else time.monotonic() + remaining
+        share = self.admission.share(tenant)
+        demand = Demand(row_steps, num_images, num_bytes, tenant, share, priority, deadline)
+        async with self.queue.place(demand):
             yield
-        finally:
-            self.num_images -= num_images
-            IMAGES_RUNNING.set(self.num_images)
-
-
-def scheduler_value(name: str) -> gateway_pb2.Scheduler.ValueType:
-    """The wire value of a sampler's name."""
-    return gateway_pb2.Scheduler.Value(f"SCHEDULER_{name.upper()}")
-
-
-def given_fields(request: gateway_pb2.GenerateRequest) -> dict[str, Any]:
-    """The fields that the client set, enums by name ("dpmpp_2m", "PNG"), unknown ones as numbers."""
-    given: dict[str, Any] = {descriptor.name: value for descriptor, value in request.ListFields()}
-    given.pop("request_id", None)
-    if "scheduler" in given:
-        value = gateway_pb2.Scheduler.DESCRIPTOR.values_by_number.get(given["scheduler"])
-        given["scheduler"] = (
-            value.name.removeprefix("SCHEDULER_").lower() if value else str(given["scheduler"])
-        )
-    name_format(given)
-    if "attention_maps" in given:
-        given["attention_maps"] = given_options(given["attention_maps"])
-    if "guidance" in given:
-        given["guidance"] = given_guidance(given["guidance"])
-    return given
-
-
-def to_response(event: Event, p: Parameters, family: FamilyInfo) -> gateway_pb2.GenerateResponse:
-    """An event as its message."""
-    image_format = format_value(p.image_format)
-    match event:
-        case Started(num_steps, warnings):
-            accepted = gateway_pb2.Accepted(
-                request_id=calls.request_id.get(),
-                parameters=resolved_request(p, family),
-                num_steps=num_steps,
-                warnings=warnings,
-            )
-            return gateway_pb2.GenerateResponse(accepted=accepted)
-        case Stepped(image_index, step, num_steps, preview):
-            done = gateway_pb2.StepDone(
-                image_index=image_index, step=step, num_steps=num_steps, preview=preview
-            )
-            return gateway_pb2.GenerateResponse(step=done)
-        case Attended():
-            return gateway_pb2.GenerateResponse(attention_maps=maps_message(event))
-        case Finished(index, seed, data):
-            image = gateway_pb2.Image(
-                index=index, seed=seed, data=data, image_format=image_format, width=p.width, height=p.height
-            )
-            return gateway_pb2.GenerateResponse(image=image)
-        case Seconds():
-            return gateway_pb2.GenerateResponse(done=gateway_pb2.Done(timings=timings_message(event)))
-
-
-def resolved_request(p: Parameters, family: FamilyInfo) -> gateway_pb2.GenerateRequest:
-    """The request with every default filled in, less the image and the mask."""
-    return gateway_pb2.GenerateRequest(
-        family=family.name,
-        prompt=p.prompt,
-        negative_prompt=p.negative_prompt,
-        seed=p.seed,
-        num_images=p.num_images,
-        num_inference_steps=p.num_inference_steps,
-        guidance_scale=p.guidance_scale if p.guidance.classifier_free else None,
-        scheduler=scheduler_value(p.scheduler),
-        width=p.width,
-        height=p.height,
-        strength=p.strength if p.image else None,
-        preview_interval_steps=p.preview_interval_steps,
-        image_format=format_value(p.image_format),
-        request_id=calls.request_id.get(),
-        attention_maps=options_message(p.attention) if p.attention else None,
-        guidance=guidance_message(p.guidance),
-    )

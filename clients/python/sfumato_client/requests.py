@@ -39,6 +39,7 @@ class GenerateOptions(GuidanceOptions, total=False):
     preview_interval_steps: int
     image_format: str
     request_id: str
+    priority: int
     attention_maps: AttentionMapOptions | None
 
 

@@ -1,0 +1,98 @@
+"""Requests that find no place: they wait, or hear at once that too much waits."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from sfumato_client import AsyncClient, SfumatoError
+from sfumato_client.stack import Stack, local_stack
+from tests.tiny_family import save_tiny_family
+
+LONG: dict[str, Any] = {"num_inference_steps": 400, "scheduler": "ddim"}  # 800 row-steps
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """All services with the tiny family; one image at a time, 1,000 row-steps may wait."""
+    folder = tmp_path_factory.mktemp("narrow")
+    settings = {
+        "SFUMATO_GATEWAY_MAX_CONCURRENT_IMAGES": "1",
+        "SFUMATO_GATEWAY_MAX_QUEUED_ROW_STEPS": "1000",
+    }
+    for name in ("ENCODER", "DECODER", "DENOISER"):
+        settings |= {f"SFUMATO_{name}_ENGINE": "torch", f"SFUMATO_{name}_NUM_THREADS": "1"}
+    with local_stack(save_tiny_family(folder / "tiny"), log_dir=folder, settings=settings) as running:
+        yield running
+
+
+@pytest.fixture
+async def narrow_client(narrow: Stack) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(narrow.target, timeout=120) as opened:
+        yield opened
+
+
+async def started(client: AsyncClient, steps: int = 1) -> Any:
+    """A long request of which so many steps are done; close it to end it."""
+    events = client.generate_events("a cat", **LONG)
+    async for event in events:
+        if event.HasField("step") and event.step.step == steps:
+            return events
+    raise AssertionError("it ended")
+
+
+async def test_a_request_without_a_place_waits_for_it(narrow_client: AsyncClient) -> None:
+    running = await started(narrow_client)
+    waiting = asyncio.create_task(narrow_client.generate("a dog", num_inference_steps=2))
+    await asyncio.sleep(0.3)
+    assert not waiting.done()
+    await running.aclose()
+    assert (await waiting).images
+
+
+async def test_the_larger_priority_starts_first(narrow_client: AsyncClient) -> None:
+    running = await started(narrow_client)
+    order: list[int] = []
+
+    async def run(priority: int) -> None:
+        await narrow_client.generate("a dog", num_inference_steps=2, priority=priority)
+        order.append(priority)
+
+    tasks = []
+    for priority in (0, 5):
+        tasks.append(asyncio.create_task(run(priority)))
+        await asyncio.sleep(0.3)  # so that the first has arrived before the second
+    await running.aclose()
+    await asyncio.gather(*tasks)
+    assert order == [5, 0]
+
+
+async def test_a_full_queue_is_said_at_once_with_when_to_try_again(narrow_client: AsyncClient) -> None:
+    """While the denoiser works and another request waits."""
+    running = await started(narrow_client)
+    waiting = asyncio.create_task(narrow_client.generate("a dog", **LONG))
+    await asyncio.sleep(0.3)
+    seconds = []
+    for _ in range(20):
+        start = time.perf_counter()
+        with pytest.raises(SfumatoError) as error:
+            await narrow_client.generate("a fox", **LONG)
+        seconds.append(time.perf_counter() - start)
+        assert (error.value.code, error.value.field) == ("RESOURCE_EXHAUSTED", "row_steps")
+        assert error.value.retry_seconds is not None
+        assert error.value.retry_seconds > 0
+    assert "at most 1000 waiting" in error.value.message
+    assert "800 more, with 800 waiting" in error.value.message
+    # Of several, for the machine may be busy with other tests.
+    assert sorted(seconds)[5] < 0.05
+    waiting.cancel()
+    await running.aclose()
+    assert (await narrow_client.generate("a cat", num_inference_steps=1)).images
+
+
+async def test_a_priority_out_of_range_is_refused(narrow_client: AsyncClient) -> None:
+    with pytest.raises(SfumatoError) as error:
+        await narrow_client.generate("a cat", priority=10)
+    assert (error.value.code, error.value.field) == ("INVALID_ARGUMENT", "priority")
