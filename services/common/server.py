@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import sys
 from functools import partial
 from importlib.metadata import version
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from prometheus_client import start_http_server
 from sfumato.common import logs, tracing
 from sfumato.common.admission import Admission, TrustGateway
 from sfumato.common.config import ServerSettings
+from sfumato.common.errors import SfumatoError
 from sfumato.common.interceptors import CallInterceptor
 from sfumato.common.metrics import BUILD, IS_SERVING
 from sfumato.common.open_inference import SERVICE as OPEN_INFERENCE
@@ -76,6 +78,9 @@ def run(settings: ServerSettings, servicer: Servicer) -> None:
     send_last_spans = tracing.configure(servicer.service_name)
     try:
         uvloop.run(serve(settings, servicer))
+    except SfumatoError as error:  # of the load: weights that are missing or wrong
+        log.error("cannot serve", service=servicer.service_name, error=error.message)
+        sys.exit(1)
     finally:
         send_last_spans()
 

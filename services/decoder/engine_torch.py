@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from sfumato.common.family import part_of
+from sfumato.common.family_parts import check_part
 from sfumato.common.gradients import Linearised, linearise
 from sfumato.common.traced import Traced
 
@@ -18,7 +19,10 @@ class TorchAutoencoder:
 
     def __init__(self, family: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.weights = part_of(family, "vae")
-        model: Any = AutoencoderKL.from_pretrained(self.weights, use_safetensors=True)
+        variant = check_part(family, "vae").variant
+        model: Any = AutoencoderKL.from_pretrained(
+            self.weights, use_safetensors=True, variant=variant, torch_dtype=dtype
+        )
         self.model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
         self.device, self.dtype = device, dtype
         config = self.model.config

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 
+from sfumato.denoiser.conditioning import Conditioning
 from sfumato.denoiser.probes import Control, Probe, SourceProbe, TargetProbe
 
 MAX_SELF_PIXELS = 16 * 16  # of layers whose self-attention is injected; the paper's
@@ -76,20 +77,20 @@ class AttentionUNet:
 
     @torch.inference_mode()
     def noise_pred_and_maps(
-        self, latents: torch.Tensor, timestep: float, prompt_embeds: torch.Tensor
+        self, latents: torch.Tensor, timestep: float, conditioning: Conditioning
     ) -> tuple[torch.Tensor, list[LayerMaps]]:
         """One row's prediction, the same as TorchUNet.noise_pred's, and its cross-attention maps.
 
         Args:
             latents: float32 [1, in_channels, height, width].
             timestep: of the noise schedule.
-            prompt_embeds: float32 [1, tokens, cross_attention_dim].
+            conditioning: one row.
 
         Returns:
             float32 [1, out_channels, height, width], and the maps by resolution, the largest first.
         """
         probe = Probe()
-        noise_pred = self._forward(latents, timestep, prompt_embeds, probe)
+        noise_pred = self._forward(latents, timestep, conditioning, probe)
         return noise_pred, by_resolution(probe.maps, latents.shape[2], latents.shape[3])
 
     @torch.inference_mode()
@@ -97,7 +98,7 @@ class AttentionUNet:
         self,
         latents: torch.Tensor,
         timestep: float,
-        prompt_embeds: torch.Tensor,
+        conditioning: Conditioning,
         control: Control,
         replace_cross: bool,
         replace_self: bool,
@@ -107,7 +108,7 @@ class AttentionUNet:
         Args:
             latents: float32 [2, in_channels, height, width]: source, target.
             timestep: of the noise schedule.
-            prompt_embeds: float32 [2, tokens, cross_attention_dim]: source, target.
+            conditioning: two rows: source, target.
             control: how the target follows.
             replace_cross: whether the source's cross-attention is injected.
             replace_self: whether its self-attention is, up to 16x16.
@@ -117,22 +118,22 @@ class AttentionUNet:
         """
         control = Control(*(t.to(self.device) for t in (control.mapper, control.inject, control.weights)))
         source = SourceProbe()
-        first = self._forward(latents[:1], timestep, prompt_embeds[:1], source)
+        first = self._forward(latents[:1], timestep, conditioning[:1], source)
         target = TargetProbe(
             source=source.kept, control=control, replace_cross=replace_cross, replace_self=replace_self
         )
-        second = self._forward(latents[1:], timestep, prompt_embeds[1:], target)
+        second = self._forward(latents[1:], timestep, conditioning[1:], target)
         height, width = latents.shape[2:]
         maps = [by_resolution(probe.maps, height, width) for probe in (source, target)]
         return torch.cat([first, second]), maps
 
     def _forward(
-        self, latents: torch.Tensor, timestep: float, prompt_embeds: torch.Tensor, probe: Probe
+        self, latents: torch.Tensor, timestep: float, conditioning: Conditioning, probe: Probe
     ) -> torch.Tensor:
         result: torch.Tensor = self.model(
             latents.to(self.device),
             torch.tensor([timestep], device=self.device),
-            prompt_embeds.to(self.device),
+            **conditioning.to(self.device, torch.float32).arguments,
             cross_attention_kwargs={"probe": probe},
             return_dict=False,
         )[0]

@@ -7,6 +7,7 @@ import torch
 
 from sfumato.denoiser.attention import AttentionUNet, LayerMaps
 from sfumato.denoiser.batching import StepQueue
+from sfumato.denoiser.conditioning import Conditioning
 from sfumato.denoiser.probes import Control
 
 
@@ -15,7 +16,7 @@ async def step_with_attention(
     unet: AttentionUNet,
     latents: torch.Tensor,
     timestep: float,
-    prompt_embeds: torch.Tensor,
+    conditioning: Conditioning,
     attention_rows: Sequence[int],
 ) -> tuple[torch.Tensor, list[list[LayerMaps]]]:
     """A step's predictions [rows, C, h, w], and the maps of the rows asked for.
@@ -25,17 +26,17 @@ async def step_with_attention(
         unet: runs the rows asked for.
         latents: float32 [1, C, h, w].
         timestep: of the noise schedule.
-        prompt_embeds: float32 [rows, tokens, cross_attention_dim].
-        attention_rows: indices into prompt_embeds.
+        conditioning: one row for each prediction.
+        attention_rows: indices into the conditioning.
     """
 
     async def row(index: int) -> tuple[torch.Tensor, list[LayerMaps]]:
-        part = prompt_embeds[index : index + 1]
+        part = conditioning[index : index + 1]
         if index in attention_rows:
             return await queue.run(1, unet.noise_pred_and_maps, latents, timestep, part)
         return await queue.noise_pred(latents, timestep, part), []
 
-    results = await asyncio.gather(*(row(index) for index in range(len(prompt_embeds))))
+    results = await asyncio.gather(*(row(index) for index in range(len(conditioning))))
     return torch.cat([noise_pred for noise_pred, _ in results]), [results[i][1] for i in attention_rows]
 
 
@@ -44,7 +45,7 @@ async def edit_step(
     unet: AttentionUNet,
     latents: torch.Tensor,
     timestep: float,
-    prompt_embeds: torch.Tensor,
+    conditioning: Conditioning,
     control: Control,
     replace_cross: bool,
     replace_self: bool,
@@ -57,13 +58,13 @@ async def edit_step(
         queue, unet: as above.
         latents: float32 [2, C, h, w]: source, target.
         timestep: of the noise schedule.
-        prompt_embeds: float32 [3, tokens, cross_attention_dim]: null text, source, target.
+        conditioning: three rows: null text, source, target.
         control, replace_cross, replace_self: as AttentionUNet.edit has them.
     """
-    null = prompt_embeds[:1]
+    null = conditioning[:1]
     null_source, null_target, (pair, maps) = await asyncio.gather(
         queue.noise_pred(latents[:1], timestep, null),
         queue.noise_pred(latents[1:], timestep, null),
-        queue.run(2, unet.edit, latents, timestep, prompt_embeds[1:], control, replace_cross, replace_self),
+        queue.run(2, unet.edit, latents, timestep, conditioning[1:], control, replace_cross, replace_self),
     )
     return torch.cat([null_source, null_target, pair]), maps

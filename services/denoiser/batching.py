@@ -17,6 +17,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from sfumato.common import tracing
 from sfumato.common.metrics import SECONDS_BUCKETS
 from sfumato.common.work import run
+from sfumato.denoiser.conditioning import Conditioning
 from sfumato.denoiser.engine_torch import Unet
 
 T = TypeVar("T")
@@ -44,12 +45,12 @@ class StepQueue:
         self._executor = ThreadPoolExecutor(num_workers, "unet", torch.set_num_threads, (1,))
 
     async def noise_pred(
-        self, latents: torch.Tensor, timestep: float, prompt_embeds: torch.Tensor
+        self, latents: torch.Tensor, timestep: float, conditioning: Conditioning
     ) -> torch.Tensor:
         """As TorchUNet.noise_pred. Cancelled before its turn, it never runs."""
-        rows = len(prompt_embeds)
+        rows = len(conditioning)
         with tracing.span("unet.step", rows=rows), QUEUED.track_inprogress(), STEP_SECONDS.time():
-            parts = prompt_embeds.split(1) if self._rows_apart else (prompt_embeds,)
+            parts = conditioning.split() if self._rows_apart else [conditioning]
             results = await asyncio.gather(
                 *(
                     run(self._executor, "unet", self._unet.noise_pred, latents, timestep, part)

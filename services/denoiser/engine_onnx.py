@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from sfumato.common.onnx_graph import Graph, Session, choose_session
+from sfumato.denoiser.conditioning import Conditioning, needed
 from sfumato.denoiser.engine_torch import TorchUNet, Unet
 
 
@@ -17,13 +18,13 @@ class OnnxUNet:
         self.config = config
         self._session = session
 
-    def noise_pred(self, latents: torch.Tensor, timestep: float, prompt_embeds: torch.Tensor) -> torch.Tensor:
+    def noise_pred(self, latents: torch.Tensor, timestep: float, conditioning: Conditioning) -> torch.Tensor:
         """As TorchUNet.noise_pred."""
-        rows = len(prompt_embeds)
+        rows = len(conditioning)
         return self._session.run(
             latents.expand(rows, -1, -1, -1),
             torch.full((rows,), timestep, dtype=torch.float32),
-            prompt_embeds,
+            *conditioning.tensors.values(),
         )
 
 
@@ -35,27 +36,30 @@ def open_unet(unet: TorchUNet, engine: str, cache: Path) -> Unet:
 
 
 def unet_graph(unet: TorchUNet) -> Graph:
-    """noise_pred [rows, C, h, w] of latents, timestep [rows] and prompt_embeds."""
+    """noise_pred [rows, C, h, w] of latents, timestep [rows], and the conditioning's tensors."""
+    more = needed(unet.config)
 
     def inputs(rows: int, height: int, width: int, tokens: int, timestep: float) -> tuple[torch.Tensor, ...]:
         generator = torch.Generator().manual_seed(0)
+        shapes = [(tokens, unet.config.cross_attention_dim), *more.values()]
         return (
             torch.randn(rows, unet.config.in_channels, height, width, generator=generator),
             torch.full((rows,), timestep),
-            torch.randn(rows, tokens, unet.config.cross_attention_dim, generator=generator),
+            *(torch.randn(rows, *shape, generator=generator) for shape in shapes),
         )
 
     image = {0: "rows", 2: "height", 3: "width"}
     return Graph(
         name="unet",
-        module=_NoisePred(unet.model),
+        module=_NoisePred(unet),
         weights=unet.weights,
         # Odd sides: the UNet then sizes its upsampling by its skip connections, which is right for all sides.
-        inputs=dict(zip(("latents", "timestep", "prompt_embeds"), inputs(2, 9, 11, 7, 500.5), strict=True)),
+        inputs=dict(zip(("latents", "timestep", *unet.takes), inputs(2, 9, 11, 7, 500.5), strict=True)),
         dynamic_axes={
             "latents": image,
             "timestep": {0: "rows"},
             "prompt_embeds": {0: "rows", 1: "tokens"},
+            **{name: {0: "rows"} for name in more},
             "output": image,
         },
         checks=[inputs(1, 8, 8, 77, 999.0), inputs(1, 7, 10, 3, 0.25), inputs(2, 12, 16, 8, 41.7)],
@@ -65,9 +69,10 @@ def unet_graph(unet: TorchUNet) -> Graph:
 class _NoisePred(torch.nn.Module):
     """The UNet with its inputs in order, giving the tensor alone."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, unet: TorchUNet) -> None:
         super().__init__()
-        self.model = model
+        self.model = unet.model
+        self._predict = unet.predict
 
-    def forward(self, latents: torch.Tensor, timestep: torch.Tensor, prompt_embeds: torch.Tensor) -> Any:
-        return self.model(latents, timestep, prompt_embeds, return_dict=False)[0]
+    def forward(self, latents: torch.Tensor, timestep: torch.Tensor, *given: torch.Tensor) -> Any:
+        return self._predict(latents, timestep, *given)

@@ -7,8 +7,10 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from sfumato.common.family import part_of
+from sfumato.common.family_parts import check_part
 from sfumato.common.gradients import Linearised, linearise
 from sfumato.common.traced import Traced
+from sfumato.denoiser.conditioning import Conditioning, needed
 
 
 class Unet(Protocol):
@@ -16,7 +18,7 @@ class Unet(Protocol):
 
     config: Any
 
-    def noise_pred(self, latents: torch.Tensor, timestep: float, prompt_embeds: torch.Tensor) -> torch.Tensor:
+    def noise_pred(self, latents: torch.Tensor, timestep: float, conditioning: Conditioning) -> torch.Tensor:
         """As TorchUNet.noise_pred."""
 
 
@@ -25,41 +27,50 @@ class TorchUNet:
 
     def __init__(self, family: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.weights = part_of(family, "unet")
-        model: Any = UNet2DConditionModel.from_pretrained(self.weights, use_safetensors=True)
+        variant = check_part(family, "unet").variant
+        model: Any = UNet2DConditionModel.from_pretrained(
+            self.weights, use_safetensors=True, variant=variant, torch_dtype=dtype
+        )
         self.model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
         self.device, self.dtype = device, dtype
         self.config = self.model.config
-        self._traced = Traced(lambda *inputs: self.model(*inputs, return_dict=False)[0])
+        self.takes = ("prompt_embeds", *needed(self.config))
+        self._traced = Traced(self.predict)
 
     @torch.inference_mode()
-    def noise_pred(self, latents: torch.Tensor, timestep: float, prompt_embeds: torch.Tensor) -> torch.Tensor:
+    def noise_pred(self, latents: torch.Tensor, timestep: float, conditioning: Conditioning) -> torch.Tensor:
         """The UNet's prediction for one latent under each row of conditioning.
 
         Args:
             latents: float32 [1, in_channels, height, width].
             timestep: of the noise schedule.
-            prompt_embeds: float32 [rows, tokens, cross_attention_dim].
+            conditioning: one row for each prediction.
 
         Returns:
             float32 [rows, out_channels, height, width], on the CPU.
         """
-        rows = len(prompt_embeds)
-        sample = latents.to(self.device).expand(rows, -1, -1, -1)
-        timesteps = torch.tensor([timestep], device=self.device).expand(rows)
+        rows = len(conditioning)
+        sample = latents.to(self.device, self.dtype).expand(rows, -1, -1, -1)
         # A fractional timestep stays float32; whole ones give the same embedding either way.
-        result: torch.Tensor = self.model(
-            sample, timesteps, prompt_embeds.to(self.device), return_dict=False
-        )[0]
-        return result.cpu()
+        timesteps = torch.tensor([timestep], device=self.device).expand(rows)
+        given = conditioning.to(self.device, self.dtype).arguments
+        result: torch.Tensor = self.model(sample, timesteps, **given, return_dict=False)[0]
+        return result.to("cpu", latents.dtype)
 
-    def linearise(self, latents: torch.Tensor, timestep: float, prompt_embeds: torch.Tensor) -> Linearised:
+    def linearise(self, latents: torch.Tensor, timestep: float, conditioning: Conditioning) -> Linearised:
         """The prediction for one row of conditioning, kept for its vector-Jacobian product.
 
         Args:
             latents: [1, in_channels, height, width].
             timestep: of the noise schedule.
-            prompt_embeds: [1, tokens, cross_attention_dim].
+            conditioning: one row.
         """
         timesteps = torch.tensor([timestep], device=self.device)
-        embeds = prompt_embeds.to(self.device, self.dtype)
-        return linearise(lambda x: self._traced(x, timesteps, embeds), latents.to(self.device, self.dtype))
+        given = conditioning.to(self.device, self.dtype).tensors.values()
+        return linearise(lambda x: self._traced(x, timesteps, *given), latents.to(self.device, self.dtype))
+
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
+        """given: the conditioning's tensors that this UNet takes, in their order."""
+        arguments = Conditioning(**dict(zip(self.takes, given, strict=True))).arguments
+        result: torch.Tensor = self.model(latents, timesteps, **arguments, return_dict=False)[0]
+        return result

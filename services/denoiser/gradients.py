@@ -14,6 +14,7 @@ import torch
 from sfumato.common import tracing
 from sfumato.common.gradients import Linearised
 from sfumato.common.work import run
+from sfumato.denoiser.conditioning import Conditioning
 from sfumato.denoiser.engine_torch import TorchUNet
 
 
@@ -26,14 +27,14 @@ class GradientQueue:
         self._executor = ThreadPoolExecutor(1, "unet-gradient", torch.set_num_threads, (num_threads,))
 
     async def linearise(
-        self, latents: torch.Tensor, timestep: float, prompt_embeds: torch.Tensor
+        self, latents: torch.Tensor, timestep: float, conditioning: Conditioning
     ) -> list[Linearised]:
         """One kept pass for each row of conditioning; arguments as in TorchUNet.noise_pred."""
         passes = (
             run(self._executor, "unet_kept", self._unet.linearise, latents, timestep, row)
-            for row in prompt_embeds.split(1)
+            for row in conditioning.split()
         )
-        with tracing.span("unet.kept_step", rows=len(prompt_embeds)):
+        with tracing.span("unet.kept_step", rows=len(conditioning)):
             return list(await asyncio.gather(*passes))
 
     async def vjp(self, rows: list[Linearised], noise_pred_gradient: torch.Tensor) -> torch.Tensor:

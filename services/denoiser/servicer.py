@@ -24,6 +24,7 @@ from sfumato.denoiser.attention_messages import attention_messages, control_of, 
 from sfumato.denoiser.attention_steps import edit_step, step_with_attention
 from sfumato.denoiser.batching import StepQueue
 from sfumato.denoiser.config import MAX_TOKENS, DenoiserSettings
+from sfumato.denoiser.conditioning import Conditioning, guidance_embedding, needed
 from sfumato.denoiser.engine_onnx import open_unet
 from sfumato.denoiser.engine_torch import TorchUNet, Unet
 from sfumato.denoiser.gradient_messages import KeptStep
@@ -36,7 +37,7 @@ from sfumato.denoiser.probes import Control
 class Opened:
     """What a stream holds: the conditioning, and for edits the control."""
 
-    prompt_embeds: torch.Tensor
+    conditioning: Conditioning
     control: Control | None
 
 
@@ -76,8 +77,10 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         self.gradients = GradientQueue(self.torch_unet, workers)
         config = self.unet.config
         latents = torch.zeros(1, config.in_channels, config.sample_size, config.sample_size)
+        shapes = {"prompt_embeds": (8, config.cross_attention_dim), **needed(config)}
+        warm = Conditioning(**{name: torch.zeros(2, *shape) for name, shape in shapes.items()})
         for rows in (1, 2):
-            await self.queue.noise_pred(latents, 1.0, torch.zeros(rows, 8, config.cross_attention_dim))
+            await self.queue.noise_pred(latents, 1.0, warm[:rows])
 
     def open_models(self) -> list[Model]:
         return open_models(self.unet.config, self.queue, self.settings)
@@ -91,6 +94,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         self, request: denoiser_pb2.GetDenoiserInfoRequest, context: Context
     ) -> denoiser_pb2.GetDenoiserInfoResponse:
         config = self.unet.config
+        more = needed(config)
         return denoiser_pb2.GetDenoiserInfoResponse(
             family=family_name(self.settings.family),
             in_channels=config.in_channels,
@@ -102,6 +106,9 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             num_cross_attention_layers=num_cross_attention_layers(self.torch_unet.model),
             weights_digest=self.weights_digest,
             engine=self.engine,
+            pooled_size=sum(more.get("pooled_prompt_embeds", ())),
+            num_time_ids=sum(more.get("time_ids", ())),
+            guidance_embedded="timestep_cond" in more,
         )
 
     async def Denoise(
@@ -117,7 +124,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
                 if kind == "open" and opened is None:
                     opened = self._opened(request.open)
                 elif kind == "step" and opened is not None:
-                    yield await self._step(request.step, opened.prompt_embeds, kept)
+                    yield await self._step(request.step, opened.conditioning, kept)
                 elif kind == "gradient" and opened is not None:
                     yield await kept.gradient(request.gradient)
                 elif kind == "edit" and opened is not None:
@@ -139,13 +146,34 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         control = None
         if request.HasField("attention_control"):
             control = control_of(request.attention_control, embeds.shape[1])
-        return Opened(embeds, control)
+        given = {"prompt_embeds": embeds, **self._more_conditioning(request, len(embeds))}
+        return Opened(Conditioning(**given), control)
+
+    def _more_conditioning(self, request: denoiser_pb2.OpenTrajectory, rows: int) -> dict[str, torch.Tensor]:
+        """What the UNet takes beside prompt_embeds; what it does not take must not be given."""
+        more, given = needed(self.unet.config), {}
+        for name in ("pooled_prompt_embeds", "time_ids"):
+            field = f"open.{name}"
+            if request.HasField(name) != (name in more):
+                wanted = "given" if name in more else "left out"
+                raise InvalidArgument(field, f"{wanted} for this UNet", "the opposite")
+            if name in more:
+                shape = (rows, *more[name])
+                given[name] = from_message(getattr(request, name), field, shape, math.prod(shape))
+                check_finite(given[name], field)
+        scale = request.guidance_scale
+        if not 0 <= scale <= 100 or (scale and "timestep_cond" not in more):
+            limit = "0 to 100" if "timestep_cond" in more else "left out for this UNet"
+            raise InvalidArgument("open.guidance_scale", limit, scale)
+        if "timestep_cond" in more:
+            given["timestep_cond"] = guidance_embedding(scale, *more["timestep_cond"], rows)
+        return given
 
     async def _step(
-        self, request: denoiser_pb2.DenoiseStep, prompt_embeds: torch.Tensor, kept: KeptStep
+        self, request: denoiser_pb2.DenoiseStep, conditioning: Conditioning, kept: KeptStep
     ) -> denoiser_pb2.DenoiseResponse:
         latents = self._latents(request, "step", 1)
-        rows = _selected(prompt_embeds, request.rows)
+        rows = _selected(conditioning, request.rows)
         kept.drop()
         if request.keep_graph:
             noise_pred = await kept.keep(request.step, latents, request.timestep, rows)
@@ -154,7 +182,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         if not request.attention_rows:
             return denoiser_pb2.DenoiseResponse(step=request.step, noise_pred=to_message(noise_pred))
         self._check_attention("step.attention_rows")
-        places = places_of(request.rows or range(len(prompt_embeds)), request.attention_rows)
+        places = places_of(request.rows or range(len(conditioning)), request.attention_rows)
         seen, maps = await step_with_attention(
             self.queue, self.attention, latents, request.timestep, rows, places
         )
@@ -169,11 +197,11 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         self._check_attention("edit")
         if opened.control is None:
             raise InvalidArgument("edit", "in a stream with open.attention_control", "without")
-        if len(opened.prompt_embeds) != 3:
+        if len(opened.conditioning) != 3:
             rows = "3 rows: null text, source, target"
-            raise InvalidArgument("open.prompt_embeds", rows, len(opened.prompt_embeds))
+            raise InvalidArgument("open.prompt_embeds", rows, len(opened.conditioning))
         noise_pred, maps = await edit_step(
-            self.queue, self.attention, latents, request.timestep, opened.prompt_embeds, opened.control,
+            self.queue, self.attention, latents, request.timestep, opened.conditioning, opened.control,
             request.replace_cross_attention, request.replace_self_attention,
         )  # fmt: skip
         return denoiser_pb2.DenoiseResponse(
@@ -199,12 +227,12 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             raise InvalidArgument(field, "left out: this UNet has no cross-attention", "given")
 
 
-def _selected(prompt_embeds: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+def _selected(conditioning: Conditioning, rows: Sequence[int]) -> Conditioning:
     """The rows of conditioning that a step asks for; none named: all."""
     if not rows:
-        return prompt_embeds
-    if len(rows) > len(prompt_embeds) or not all(0 <= row < len(prompt_embeds) for row in rows):
+        return conditioning
+    if len(rows) > len(conditioning) or not all(0 <= row < len(conditioning) for row in rows):
         raise InvalidArgument(
-            "step.rows", f"at most {len(prompt_embeds)} of 0 to {len(prompt_embeds) - 1}", rows
+            "step.rows", f"at most {len(conditioning)} of 0 to {len(conditioning) - 1}", rows
         )
-    return prompt_embeds[list(rows)]
+    return conditioning[list(rows)]

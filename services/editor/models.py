@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
+from sfumato.common.clip import load_clip
 from sfumato.common.family import family_name, part_of
+from sfumato.common.family_parts import check_part
 from sfumato.common.identity import load_identity
 from sfumato.common.stylegan2 import StyleGAN2, load_stylegan2
 from sfumato.editor.artifacts import ArtifactStore
@@ -23,38 +25,40 @@ class FamilyModels:
         self._generators: dict[str, StyleGAN2] = {}
 
     @cached_property
+    def _clip(self) -> tuple[Any, Any, Any]:
+        return load_clip(f"local-dir:{part_of(self.family, 'clip')}")
+
+    @property
     def clip(self) -> Any:
         """open_clip model of clip/."""
-        import open_clip
+        return self._frozen(self._clip[0])
 
-        source = f"local-dir:{part_of(self.family, 'clip')}"
-        model, _ = open_clip.create_model_from_pretrained(source, weights_only=True)
-        return self._frozen(model)
-
-    @cached_property
+    @property
     def tokenizer(self) -> Any:
         """open_clip tokenizer of clip/."""
-        import open_clip
-
-        return open_clip.get_tokenizer(f"local-dir:{part_of(self.family, 'clip')}")
+        return self._clip[2]
 
     @cached_property
     def vqgan(self) -> Any:
         """diffusers VQModel of vqgan/."""
         from diffusers import VQModel
 
-        model: Any = VQModel.from_pretrained(part_of(self.family, "vqgan"), use_safetensors=True)
+        variant = check_part(self.family, "vqgan").variant
+        folder = part_of(self.family, "vqgan")
+        model: Any = VQModel.from_pretrained(folder, use_safetensors=True, variant=variant)
         return self._frozen(model)
 
     @cached_property
     def identity(self) -> Any:
         """IdentityNetwork of identity/."""
+        check_part(self.family, "identity")
         return load_identity(part_of(self.family, "identity")).to(self.device)
 
     def stylegan2(self, name: str) -> Any:
         """StyleGAN2 of stylegan2/NAME/."""
         if name not in self._generators:
             folder = folder_of(self.family, "stylegan2", name, "generator")
+            check_part(self.family, f"stylegan2/{name}")
             self._generators[name] = load_stylegan2(folder).to(self.device)
         return self._generators[name]
 

@@ -11,6 +11,11 @@ class EncoderSettings(ModelSettings):
 
     model_config = SettingsConfigDict(env_prefix="SFUMATO_ENCODER_", frozen=True)
 
+    clip: str = Field(
+        "",
+        description="CLIP of the joint space: a folder in open_clip's layout, hf-hub:OWNER/NAME, or a "
+        "MODEL/TAG that open_clip lists, as ViT-L-14/openai. Empty: the family's clip/.",
+    )
     max_texts: int = Field(64, gt=0, description="Most texts or images of one call.")
     max_characters: int = Field(1000, gt=0, description="Longest text, in characters.")
     max_gradient_pixels: int = Field(512 * 512, gt=0, description="Largest image differentiated, in pixels.")

@@ -17,6 +17,8 @@ def use_engine(encoder: TextEncoder, engine: str, cache: Path, num_threads: int)
         engine, cache: as choose_session has them.
         num_threads: CPU threads of one run.
     """
+    if len(encoder.towers) > 1:
+        return  # two outputs of two models, once a request: torch runs them
     session = choose_session(text_graph(encoder), engine, cache, encoder.device, num_threads)
     if session is not None:
         encoder.forward = session.run

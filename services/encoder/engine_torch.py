@@ -1,49 +1,93 @@
-"""CLIP in torch: transformers' text encoder for conditioning, open_clip for the joint space."""
+"""CLIP in torch: transformers' text encoders for conditioning, open_clip for the joint space."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from sfumato.common.clip import load_clip
 from sfumato.common.family import part_of
+from sfumato.common.family_parts import check_part, pipeline_config
 from sfumato.common.traced import Traced
 from sfumato.encoder.words import Word, words_of
 
 
+class EncodedTexts(NamedTuple):
+    """Conditioning [texts, max_tokens, hidden_size], how many tokens of each text were cut, and with SDXL the
+    pooled embedding [texts, pooled_size]."""
+
+    prompt_embeds: torch.Tensor
+    num_cut: list[int]
+    pooled_prompt_embeds: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Tower:
+    """One text encoder and its tokenizer."""
+
+    tokenizer: Any
+    model: Any
+
+    def token_ids(self, text: str, max_tokens: int) -> torch.Tensor:
+        """[1, max_tokens]."""
+        tokens = self.tokenizer(
+            text, padding="max_length", max_length=max_tokens, truncation=True, return_tensors="pt"
+        )
+        ids: torch.Tensor = tokens.input_ids
+        return ids
+
+
 class TextEncoder:
-    """The family's text_encoder/ and tokenizer/, as Stable Diffusion uses them."""
+    """The family's text encoder(s) and tokenizer(s), as Stable Diffusion and SDXL use them."""
 
     def __init__(self, family: Path, device: torch.device) -> None:
-        tokenizer: Any = CLIPTokenizer.from_pretrained(part_of(family, "tokenizer"))
-        self.tokenizer = tokenizer
         self.weights = part_of(family, "text_encoder")
-        model: Any = CLIPTextModel.from_pretrained(self.weights, use_safetensors=True)
-        self.model = model.to(device=device, dtype=torch.float32).eval()
+        self.towers = [_tower(family, "", CLIPTextModel, device)]
+        if (family / "text_encoder_2").is_dir():
+            self.towers.append(_tower(family, "_2", CLIPTextModelWithProjection, device))
+        # SDXL's null text is no text: zeros (diffusers' default for its pipeline).
+        config = pipeline_config(family)
+        self.null_is_zero = len(self.towers) == 2 and config.get("force_zeros_for_empty_prompt", True)
+        self.tokenizer, self.model = self.towers[0].tokenizer, self.towers[0].model
         self.device = device
-        # Another engine's forward may take its place.
+        # Another engine's forward may take its place, where there is one text encoder.
         self.forward: Callable[[torch.Tensor], torch.Tensor] = self.hidden_states
-        self.max_tokens: int = int(self.tokenizer.model_max_length)
-        self.hidden_size: int = int(self.model.config.hidden_size)
+        positions = int(self.model.config.max_position_embeddings)
+        self.max_tokens = min(int(self.tokenizer.model_max_length), positions)
+        self.hidden_size = sum(int(tower.model.config.hidden_size) for tower in self.towers)
+        self.pooled_size = 0 if len(self.towers) == 1 else int(self.towers[1].model.config.projection_dim)
 
     @torch.inference_mode()
-    def encode(self, texts: list[str]) -> tuple[torch.Tensor, list[int]]:
-        """Last hidden states [texts, max_tokens, hidden_size], and how many tokens of each were cut."""
-        embeds, cut = [], []
+    def encode(self, texts: list[str]) -> EncodedTexts:
+        """The conditioning of each text."""
         # One forward per text: its bits must not depend on which texts come with it.
-        for text in texts:
-            tokens = self.tokenizer(
-                text, padding="max_length", max_length=self.max_tokens, truncation=True, return_tensors="pt"
-            )
-            whole = self.tokenizer(text, truncation=False)["input_ids"]
-            cut.append(max(0, len(whole) - self.max_tokens))
-            embeds.append(self.forward(tokens.input_ids))
-        return torch.cat(embeds), cut
+        encoded = [self._encode(text) for text in texts]
+        cut = [
+            max(0, len(self.tokenizer(text, truncation=False)["input_ids"]) - self.max_tokens)
+            for text in texts
+        ]
+        embeds = torch.cat([states for states, _ in encoded])
+        pooled = [one for _, one in encoded if one is not None]
+        return EncodedTexts(embeds, cut, torch.cat(pooled) if pooled else None)
+
+    def _encode(self, text: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if len(self.towers) == 1:
+            return self.forward(self.towers[0].token_ids(text, self.max_tokens)), None
+        if not text and self.null_is_zero:
+            return torch.zeros(1, self.max_tokens, self.hidden_size), torch.zeros(1, self.pooled_size)
+        outputs = [
+            tower.model(tower.token_ids(text, self.max_tokens).to(self.device), output_hidden_states=True)
+            for tower in self.towers
+        ]
+        states = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+        return states.cpu(), outputs[1].text_embeds.cpu()
 
     def hidden_states(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Token ids [1, max_tokens] to last hidden states [1, max_tokens, hidden_size], on the CPU."""
+        """Token ids [1, max_tokens] to the first encoder's last hidden states, on the CPU."""
         states: torch.Tensor = self.model(token_ids.to(self.device))[0]
         return states.cpu()
 
@@ -52,17 +96,23 @@ class TextEncoder:
         return [words_of(self.tokenizer, text, self.max_tokens) for text in texts]
 
 
+def _tower(family: Path, suffix: str, kind: Any, device: torch.device) -> Tower:
+    part = f"text_encoder{suffix}"
+    weights = check_part(family, part)
+    tokenizer: Any = CLIPTokenizer.from_pretrained(part_of(family, f"tokenizer{suffix}"))
+    model: Any = kind.from_pretrained(
+        family / part, use_safetensors=True, variant=weights.variant, dtype=torch.float32
+    )
+    return Tower(tokenizer, model.to(device).eval().requires_grad_(False))
+
+
 class JointEncoder:
-    """The family's clip/ folder, in open_clip's `local-dir:` layout; float64 to check gradients by."""
+    """CLIP's joint space, by open_clip; float64 to check gradients by."""
 
-    def __init__(self, family: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-        import open_clip
-
-        source = f"local-dir:{part_of(family, 'clip')}"
-        model, preprocess = open_clip.create_model_from_pretrained(source, weights_only=True)
+    def __init__(self, source: str, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        """source: as common.clip.clip_source has it."""
+        model, self.preprocess, self.tokenizer = load_clip(source)
         self.model: Any = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
-        self.preprocess: Any = preprocess
-        self.tokenizer: Any = open_clip.get_tokenizer(source)
         self.device, self.dtype = device, dtype
         size = self.model.visual.image_size
         self.image_size = int(size if isinstance(size, int) else size[0])

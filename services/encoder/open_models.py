@@ -34,18 +34,24 @@ def open_models(
     async def clip_text(wanted: Sequence[str], texts: list[bytes]) -> dict[str, torch.Tensor]:
         words = checked([decoded_text(text) for text in texts])
         found: dict[str, torch.Tensor] = {}
-        if "prompt_embeds" in wanted or "num_truncated_tokens" in wanted:
-            embeds, cut = await run(executor, "encode_text", encoder.encode, words)
-            found |= {"prompt_embeds": embeds, "num_truncated_tokens": torch.tensor(cut)}
+        if not {"prompt_embeds", "pooled_prompt_embeds", "num_truncated_tokens"}.isdisjoint(wanted):
+            encoded = await run(executor, "encode_text", encoder.encode, words)
+            found["prompt_embeds"] = encoded.prompt_embeds
+            found["num_truncated_tokens"] = torch.tensor(encoded.num_cut)
+            if encoded.pooled_prompt_embeds is not None:
+                found["pooled_prompt_embeds"] = encoded.pooled_prompt_embeds
         if "embeddings" in wanted and joint is not None:
             found["embeddings"] = await run(executor, "embed_text", joint.embed_texts, words)
         return found
 
     hidden = (-1, encoder.max_tokens, encoder.hidden_size)
+    outputs = [Tensor("prompt_embeds", "FP32", hidden), Tensor("num_truncated_tokens", "INT64", (-1,))]
+    if encoder.pooled_size:
+        outputs.append(Tensor("pooled_prompt_embeds", "FP32", (-1, encoder.pooled_size)))
     text = Model(
         name="clip_text",
         inputs=[Tensor("texts", "BYTES", (-1,), settings.max_texts)],
-        outputs=[Tensor("prompt_embeds", "FP32", hidden), Tensor("num_truncated_tokens", "INT64", (-1,))],
+        outputs=outputs,
         infer=clip_text,
     )
     if joint is None:

@@ -10,6 +10,7 @@ import grpc
 from sfumato_protos.v1 import encoder_pb2, encoder_pb2_grpc
 
 from sfumato.common.calls import Context
+from sfumato.common.clip import clip_source
 from sfumato.common.devices import setup_device
 from sfumato.common.errors import InvalidArgument, NotFound, ResourceExhausted
 from sfumato.common.family import family_name
@@ -56,8 +57,8 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         threads = settings.num_threads or os.cpu_count() or 1
         self.text_encoder = TextEncoder(settings.family, device)
         use_engine(self.text_encoder, settings.engine, settings.onnx_cache, threads)
-        if (self.settings.family / "clip").is_dir():
-            self.joint = JointEncoder(self.settings.family, device)
+        if source := clip_source(settings.family, settings.clip):
+            self.joint = JointEncoder(source, device)
         if (self.settings.family / "clip_noised").is_dir():
             noised = load_noised_clip(self.settings.family / "clip_noised")
             self.noised = noised.to(device).requires_grad_(False)
@@ -80,19 +81,22 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
             embedding_size=self.joint.embedding_size if self.joint else 0,
             noised_clip=self.joint is not None and self.noised is not None,
             weights_digest=self.weights_digest,
+            pooled_size=self.text_encoder.pooled_size,
         )
 
     async def EncodeText(
         self, request: encoder_pb2.EncodeTextRequest, context: Context
     ) -> encoder_pb2.EncodeTextResponse:
         texts = self._checked_texts(request.texts)
-        embeds, cut = await run(self.executor, "encode_text", self.text_encoder.encode, texts)
+        encoded = await run(self.executor, "encode_text", self.text_encoder.encode, texts)
         # On the same thread: the tokenizer keeps padding and truncation in itself from call to call.
+        pooled = encoded.pooled_prompt_embeds
         all_words = await run(self.executor, "words", self.text_encoder.words, texts)
         return encoder_pb2.EncodeTextResponse(
-            prompt_embeds=to_message(embeds),
-            num_truncated_tokens=cut,
             weights_digest=self.weights_digest,
+            prompt_embeds=to_message(encoded.prompt_embeds),
+            pooled_prompt_embeds=None if pooled is None else to_message(pooled),
+            num_truncated_tokens=encoded.num_cut,
             texts=[
                 encoder_pb2.TextWords(words=[encoder_pb2.Word(**dataclasses.asdict(word)) for word in words])
                 for words in all_words

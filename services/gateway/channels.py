@@ -21,10 +21,10 @@ from sfumato.common.tensors import from_message, to_message
 from sfumato.common.tls import open_channel
 from sfumato.gateway.alignment import AttentionControl
 from sfumato.gateway.attention_maps import Word
+from sfumato.gateway.conditioning import Conditioning, EncodedTexts
 from sfumato.gateway.config import GatewaySettings
 from sfumato.gateway.denoisers import DenoiserStream
 from sfumato.gateway.failures import calling
-from sfumato.gateway.generation import EncodedTexts
 from sfumato.gateway.gradient_channels import GradientServices
 from sfumato.gateway.parameters import FamilyInfo
 from sfumato.gateway.replicas import Replicas
@@ -94,6 +94,9 @@ class ModelServices:
         if denoiser.in_channels != decoder.latent_channels:
             raise SfumatoError(f"the UNet takes {denoiser.in_channels} channels, the autoencoder has "
                                f"{decoder.latent_channels}; inpainting UNets are not served")  # fmt: skip
+        if denoiser.pooled_size != encoder.pooled_size:
+            raise SfumatoError(f"the UNet takes a pooled embedding of {denoiser.pooled_size}, the encoder "
+                               f"gives one of {encoder.pooled_size}")  # fmt: skip
         if self._safety is not None and not encoder.embedding_size:
             raise SfumatoError(f"{encoder.family} has no clip/, which the safety check looks with")
         area = denoiser.max_latent_area * decoder.vae_scale_factor**2
@@ -109,6 +112,8 @@ class ModelServices:
             num_cross_attention_layers=denoiser.num_cross_attention_layers,
             embedding_size=encoder.embedding_size,
             noised_clip=encoder.noised_clip,
+            num_time_ids=denoiser.num_time_ids,
+            guidance_embedded=denoiser.guidance_embedded,
         )
 
     async def _denoiser_info(self) -> denoiser_pb2.GetDenoiserInfoResponse:
@@ -128,7 +133,11 @@ class ModelServices:
             [Word(word.text, word.start_token, word.end_token) for word in text.words]
             for text in response.texts
         ]
-        return EncodedTexts(embeds, list(response.num_truncated_tokens), words)
+        pooled = None
+        if response.HasField("pooled_prompt_embeds"):
+            message = response.pooled_prompt_embeds
+            pooled = from_message(message, "pooled_prompt_embeds", (len(texts), None), limit)
+        return EncodedTexts(embeds, list(response.num_truncated_tokens), words, pooled)
 
     async def encode_image(self, image: bytes, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and deviation of the image's latents."""
@@ -154,13 +163,13 @@ class ModelServices:
         return response.image
 
     def open_trajectory(
-        self, prompt_embeds: torch.Tensor, control: AttentionControl | None = None
+        self, conditioning: Conditioning, control: AttentionControl | None = None
     ) -> DenoiserStream:
         """A stream for one trajectory, over whichever replicas live; control: for an edit's."""
         settings = self.settings
         return DenoiserStream(
             self.replicas,
-            prompt_embeds,
+            conditioning,
             settings.replica_wait_seconds,
             settings.step_timeout_seconds,
             control,

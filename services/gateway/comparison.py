@@ -7,7 +7,8 @@ import torch
 
 from sfumato.gateway.alignment import AttentionControl
 from sfumato.gateway.clip_gradient import ClipServices
-from sfumato.gateway.generation import Denoiser, EncodedTexts, Event, Generation, Services
+from sfumato.gateway.conditioning import Conditioning, EncodedTexts
+from sfumato.gateway.generation import Denoiser, Event, Generation, Services
 from sfumato.gateway.parameters import FamilyInfo, Parameters
 
 
@@ -26,12 +27,7 @@ class EncodedOnce:
 
     async def encode_text(self, texts: list[str]) -> EncodedTexts:
         """As the services', of texts that were encoded."""
-        rows, encoded = [self._rows[text] for text in texts], self._encoded
-        return EncodedTexts(
-            encoded.prompt_embeds[rows],
-            [encoded.num_truncated[row] for row in rows],
-            [encoded.words[row] for row in rows],
-        )
+        return self._encoded.select([self._rows[text] for text in texts])
 
     async def encode_image(self, image: bytes, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
         """As the services'."""
@@ -42,10 +38,10 @@ class EncodedOnce:
         return await self._services.decode(latents, image_format)
 
     def open_trajectory(
-        self, prompt_embeds: torch.Tensor, control: AttentionControl | None = None
+        self, conditioning: Conditioning, control: AttentionControl | None = None
     ) -> Denoiser:
         """As the services'."""
-        return self._services.open_trajectory(prompt_embeds, control)
+        return self._services.open_trajectory(conditioning, control)
 
 
 @dataclass

@@ -14,7 +14,7 @@ import grpc
 import structlog
 import torch
 from prometheus_client import Counter
-from sfumato_protos.v1 import denoiser_pb2
+from sfumato_protos.v1 import denoiser_pb2, tensor_pb2
 
 from sfumato.common import calls
 from sfumato.common.errors import DeadlineExceeded, Unavailable
@@ -22,6 +22,7 @@ from sfumato.common.status import ForwardedError
 from sfumato.common.tensors import from_message, to_message
 from sfumato.gateway.alignment import AttentionControl
 from sfumato.gateway.attention_maps import LayerMaps
+from sfumato.gateway.conditioning import Conditioning
 from sfumato.gateway.denoiser_attention import control_message, layer_maps
 from sfumato.gateway.failures import is_lost
 from sfumato.gateway.replicas import Replica, Replicas, pick
@@ -39,7 +40,7 @@ class DenoiserStream:
     def __init__(
         self,
         replicas: Replicas,
-        prompt_embeds: torch.Tensor,
+        conditioning: Conditioning,
         wait_seconds: float,
         step_seconds: float,
         control: AttentionControl | None = None,
@@ -47,10 +48,13 @@ class DenoiserStream:
         self.num_replayed_steps = 0
         self._replicas = replicas
         self._open = denoiser_pb2.OpenTrajectory(
-            prompt_embeds=to_message(prompt_embeds),
+            prompt_embeds=to_message(conditioning.prompt_embeds),
             attention_control=control_message(control) if control is not None else None,
+            pooled_prompt_embeds=_optional(conditioning.pooled_prompt_embeds),
+            time_ids=_optional(conditioning.time_ids),
+            guidance_scale=conditioning.guidance_scale,
         )
-        self._num_rows = len(prompt_embeds)
+        self._num_rows = len(conditioning.prompt_embeds)
         self._wait_seconds = wait_seconds
         self._step_seconds = step_seconds
         self._replica: Replica | None = None
@@ -203,6 +207,10 @@ class DenoiserStream:
     async def close(self) -> None:
         """Ends the stream; the replica drops the conditioning and what is queued."""
         self._release()
+
+
+def _optional(tensor: torch.Tensor | None) -> tensor_pb2.Tensor | None:
+    return None if tensor is None else to_message(tensor)
 
 
 def _noise_pred(response: denoiser_pb2.DenoiseResponse, num_rows: int, latents: torch.Tensor) -> torch.Tensor:

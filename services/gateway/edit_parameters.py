@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sfumato.common.errors import InvalidArgument
+from sfumato.common.errors import FailedPrecondition, InvalidArgument
 from sfumato.gateway.alignment import MAX_WEIGHT
 from sfumato.gateway.attention_maps import check_has_attention
 from sfumato.gateway.config import GatewaySettings
@@ -48,6 +48,11 @@ def resolve_edit(given: Mapping[str, Any], family: FamilyInfo, settings: Gateway
         InvalidArgument, ResourceExhausted, NotFound: with field, limit and value.
     """
     check_has_attention("target_prompt", family.num_cross_attention_layers)
+    if family.guidance_embedded:
+        raise FailedPrecondition(
+            f"{family.name} takes the guidance scale as an input, so it has no null text to edit against",
+            field="target_prompt", limit="a family without guidance embedding", value=family.name,
+        )  # fmt: skip
     common = {name: value for name, value in given.items() if name not in OWN_FIELDS}
     common = {"num_inference_steps": NUM_INFERENCE_STEPS, **common, "scheduler": "ddim"}
     if common.get("image"):

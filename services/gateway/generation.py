@@ -9,29 +9,15 @@ from typing import Protocol
 import torch
 
 from sfumato.gateway.alignment import AttentionControl
-from sfumato.gateway.attention_maps import AttentionWatch, AttentiveDenoiser, Word
+from sfumato.gateway.attention_maps import AttentionWatch, AttentiveDenoiser
 from sfumato.gateway.clip_gradient import ClipServices, DifferentiableDenoiser, Targets, embed_targets
+from sfumato.gateway.conditioning import Conditioning, EncodedTexts, conditioning_of
 from sfumato.gateway.masks import latent_mask
 from sfumato.gateway.parameters import FamilyInfo, Parameters
 from sfumato.gateway.prompt_to_prompt import EditingDenoiser
 from sfumato.gateway.stages import IMAGES, Seconds, stage
 from sfumato.gateway.steering import NoisePred, Steering
 from sfumato.gateway.trajectory import Source, Step, prepare, sample
-
-
-@dataclass(frozen=True)
-class EncodedTexts:
-    """Texts as the encoder gives them back.
-
-    Attributes:
-        prompt_embeds: float32 [texts, tokens, width].
-        num_truncated: tokens cut from each text.
-        words: of each text, with their tokens.
-    """
-
-    prompt_embeds: torch.Tensor
-    num_truncated: list[int]
-    words: list[list[Word]]
 
 
 class Denoiser(AttentiveDenoiser, DifferentiableDenoiser, EditingDenoiser, Protocol):
@@ -71,7 +57,7 @@ class Services(Protocol):
         """The encoded image."""
 
     def open_trajectory(
-        self, prompt_embeds: torch.Tensor, control: AttentionControl | None = None
+        self, conditioning: Conditioning, control: AttentionControl | None = None
     ) -> Denoiser:
         """A stream for one trajectory; control: for an edit's."""
 
@@ -177,7 +163,7 @@ class Generation:
     ) -> None:
         p = self.parameters
         seed = p.seed + index
-        denoiser = self.services.open_trajectory(encoded.prompt_embeds)
+        denoiser = self.services.open_trajectory(conditioning_of(encoded, p, self.family))
         watch: AttentionWatch | None = None
         noise_pred: NoisePred = denoiser.noise_pred
         if p.attention is not None:

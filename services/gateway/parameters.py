@@ -11,7 +11,7 @@ from sfumato.gateway.attention_maps import AttentionOptions, resolve_options
 from sfumato.gateway.config import GatewaySettings
 from sfumato.gateway.guidance import conditioning_texts
 from sfumato.gateway.guidance_options import Guidance, check_family, kinds_of, resolve_guidance
-from sfumato.gateway.sampling import SCHEDULERS
+from sfumato.gateway.sampling import SCHEDULERS, usual_sampling
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class FamilyInfo:
     num_cross_attention_layers: int = 0
     embedding_size: int = 0
     noised_clip: bool = False
+    num_time_ids: int = 0
+    guidance_embedded: bool = False
 
     @property
     def guidance_kinds(self) -> list[str]:
@@ -56,11 +58,12 @@ class Parameters:
     mask: bytes
     attention: AttentionOptions | None = None
     guidance: Guidance = field(default_factory=Guidance)
+    guidance_embedded: bool = False
 
     @property
     def guided(self) -> bool:
         """Whether the null text is needed beside the prompt."""
-        return self.guidance.classifier_free and self.guidance_scale > 1
+        return self.guidance.classifier_free and self.guidance_scale > 1 and not self.guidance_embedded
 
     @property
     def conditioning_texts(self) -> list[str]:
@@ -92,15 +95,18 @@ def resolve(given: Mapping[str, Any], family: FamilyInfo, settings: GatewaySetti
     side = family.sample_size * family.vae_scale_factor
     image, mask = given.get("image", b""), given.get("mask", b"")
     num_images = _whole(given, "num_images", 1, 1, settings.max_num_images)
+    usual = usual_sampling(family.scheduler_config)
     prompt = _text(given, "prompt", settings.max_prompt_characters)
     parameters = Parameters(
         prompt=prompt,
         negative_prompt=_text(given, "negative_prompt", settings.max_prompt_characters),
         seed=_whole(given, "seed", secrets.randbits(32), 0, 2**63 - 1 - num_images),
         num_images=num_images,
-        num_inference_steps=_whole(given, "num_inference_steps", 30, 1, settings.max_num_inference_steps),
-        guidance_scale=_real(given, "guidance_scale", 5.0, 0, 100),
-        scheduler=given.get("scheduler", "dpmpp_2m"),
+        num_inference_steps=_whole(
+            given, "num_inference_steps", usual.num_inference_steps, 1, settings.max_num_inference_steps
+        ),
+        guidance_scale=_real(given, "guidance_scale", usual.guidance_scale, 0, 100),
+        scheduler=given.get("scheduler", usual.scheduler),
         width=_side(given, "width", side, family),
         height=_side(given, "height", side, family),
         strength=_real(given, "strength", 1.0 if mask else 0.8, 0, 1),
@@ -112,6 +118,7 @@ def resolve(given: Mapping[str, Any], family: FamilyInfo, settings: GatewaySetti
         guidance=resolve_guidance(
             given.get("guidance", {}), prompt, settings.max_prompt_characters, settings.max_image_bytes
         ),
+        guidance_embedded=family.guidance_embedded,
     )
     _check(parameters, given, family, settings)
     return parameters

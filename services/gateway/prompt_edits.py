@@ -10,8 +10,9 @@ import torch
 
 from sfumato.common.errors import InvalidArgument
 from sfumato.gateway.alignment import AttentionControl, align, column_weights, places_of, resolve_kind
+from sfumato.gateway.conditioning import EncodedTexts, conditioning_of
 from sfumato.gateway.edit_parameters import EditParameters
-from sfumato.gateway.generation import EncodedTexts, Finished, Services, Stepped, cut_warnings
+from sfumato.gateway.generation import Finished, Services, Stepped, cut_warnings
 from sfumato.gateway.inversion import invert
 from sfumato.gateway.parameters import FamilyInfo
 from sfumato.gateway.prompt_to_prompt import LocalBlend, sample_edit
@@ -63,7 +64,7 @@ class PromptEdit:
                     latents = noisier
                     done += 1
                     yield Stepped(1, done, num_steps)
-        denoiser = self.services.open_trajectory(encoded.prompt_embeds, control)
+        denoiser = self.services.open_trajectory(conditioning_of(encoded, p.source, self.family), control)
         both = latents
         try:
             with self.seconds.add_to("denoise"):
@@ -111,7 +112,8 @@ class PromptEdit:
         p = self.parameters.source
         with self.seconds.add_to("encode_image"):
             mean, _ = await self.services.encode_image(p.image, p.width, p.height)
-        denoiser = self.services.open_trajectory(encoded.prompt_embeds[SOURCE : SOURCE + 1])
+        source = conditioning_of(encoded.select([SOURCE]), p, self.family)
+        denoiser = self.services.open_trajectory(source)
         try:
             with self.seconds.add_to("denoise"):
                 async for latents in invert(

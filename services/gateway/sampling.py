@@ -5,6 +5,7 @@ A sampler is the family's scheduler_config.json under another diffusers class, a
 """
 
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
 import diffusers
@@ -27,6 +28,32 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "unipc": ("UniPCMultistepScheduler", {}),
     "lcm": ("LCMScheduler", {}),
 }
+
+
+@dataclass(frozen=True)
+class UsualSampling:
+    """What a request gets that does not say."""
+
+    scheduler: str = "dpmpp_2m"
+    num_inference_steps: int = 30
+    guidance_scale: float = 5.0
+
+
+def usual_sampling(scheduler_config: dict[str, Any]) -> UsualSampling:
+    """The defaults of a family, read from its scheduler_config.json.
+
+    Distilled families name the sampler that they were made for: latent consistency models LCM's, turbo models
+    (Sauer et al. 2023) Euler's with trailing timesteps. They need few steps, turbo models no guidance.
+    """
+    kind = scheduler_config.get("_class_name")
+    trailing = scheduler_config.get("timestep_spacing") == "trailing"
+    if kind == "LCMScheduler":
+        return UsualSampling("lcm", 4, 8.0)
+    if kind == "EulerDiscreteScheduler" and trailing:
+        return UsualSampling("euler", 4, 1.0)
+    if kind == "EulerAncestralDiscreteScheduler" and trailing:
+        return UsualSampling("euler_a", 4, 1.0)
+    return UsualSampling()
 
 
 def make_scheduler(name: str, scheduler_config: dict[str, Any]) -> Any:

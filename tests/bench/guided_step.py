@@ -33,7 +33,7 @@ class OneProcess:
 
     def __init__(self, family: Path) -> None:
         self.unet, self.vae = TorchUNet(family, CPU), TorchAutoencoder(family, CPU)
-        self.joint = JointEncoder(family, CPU)
+        self.joint = JointEncoder(f"local-dir:{family / 'clip'}", CPU)
         self.null = TextEncoder(family, CPU).encode([""])[0].clone()
         self.text = self.joint.embed_texts([PROMPT]).clone()
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 
+from sfumato.denoiser.conditioning import Conditioning
 from sfumato.denoiser.config import DenoiserSettings
 from sfumato.denoiser.engine_onnx import open_unet
 from sfumato.denoiser.engine_torch import TorchUNet, Unet
@@ -40,11 +41,11 @@ def step_ratio(family: Path, repeats: int) -> float:
     assert onnx_unet is not torch_unet, "the log above says why there is no graph"
     config, threads = torch_unet.config, torch.get_num_threads()
     latents = torch.randn(1, config.in_channels, config.sample_size, config.sample_size)
-    prompt_embeds = torch.randn(1, 32, config.cross_attention_dim)
+    conditioning = Conditioning(torch.randn(1, 32, config.cross_attention_dim))
 
     def seconds(unet: Unet) -> float:
         start = time.perf_counter()
-        unet.noise_pred(latents, 500.0, prompt_embeds)
+        unet.noise_pred(latents, 500.0, conditioning)
         return time.perf_counter() - start
 
     torch.set_num_threads(1)

@@ -26,6 +26,7 @@ from sfumato.encoder.cutouts import make_cutouts
 from sfumato.encoder.engine_torch import JointEncoder, TextEncoder
 from sfumato.gateway.channels import ModelServices
 from sfumato.gateway.clip_gradient import embed_targets, image_gradient
+from sfumato.gateway.conditioning import Conditioning
 from sfumato.gateway.config import GatewaySettings
 from sfumato.gateway.guidance import Point, classifier_free
 from sfumato.gateway.guidance_options import PATHS, ClipOptions, resolve_guidance
@@ -78,7 +79,7 @@ class OneProcess:
     def __init__(self, family: Path) -> None:
         self.unet = TorchUNet(family, CPU, torch.float64)
         self.vae = TorchAutoencoder(family, CPU, torch.float64)
-        self.joint = JointEncoder(family, CPU, torch.float64)
+        self.joint = JointEncoder(f"local-dir:{family / 'clip'}", CPU, torch.float64)
         self.texts = TextEncoder(family, CPU)
 
     def gradient(
@@ -130,7 +131,7 @@ async def test_the_composed_gradient_is_one_process_autograd(
     options = clip_options(path=path, prompts=["a cat", "a red dog"], prompt_weights=[1.0, -0.4])
     embeds = one_process.texts.encode(texts)[0]
     targets = await embed_targets(options, services.gradients)
-    denoiser, decoding = services.open_trajectory(embeds), services.gradients.open_decoding()
+    denoiser, decoding = services.open_trajectory(Conditioning(embeds)), services.gradients.open_decoding()
     rows = await denoiser.noise_pred(at.index, at.model_input, at.timestep, keep_graph=True)
     composed = await image_gradient(
         at,
@@ -169,7 +170,10 @@ async def test_a_denoiser_or_decoder_lost_between_step_and_gradient_changes_noth
     vector, pixels = torch.ones(1, 4, 8, 8), torch.ones(1, 3, 64, 64)
 
     async def both(kill: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        denoiser, decoding = services.open_trajectory(embeds), services.gradients.open_decoding()
+        denoiser, decoding = (
+            services.open_trajectory(Conditioning(embeds)),
+            services.gradients.open_decoding(),
+        )
         await denoiser.noise_pred(at.index, at.model_input, at.timestep, keep_graph=True)
         await decoding.decode(at.model_input)
         if kill:

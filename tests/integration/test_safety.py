@@ -27,7 +27,7 @@ def careful(stack: Stack, emoji_family: Path, tmp_path: Path) -> Iterator[Client
     """Its list has cats, with a threshold between the similarities of a cat and of a pizza."""
     with Client(stack.target, timeout=120) as client:
         images = [made(client, prompt) for prompt in (CAT, PIZZA)]
-    joint = JointEncoder(emoji_family, torch.device("cpu"))
+    joint = JointEncoder(f"local-dir:{emoji_family / 'clip'}", torch.device("cpu"))
     cat, pizza = (joint.embed_images(images) @ joint.embed_texts(["a cat"])[0]).tolist()
     assert cat > pizza
     path = tmp_path / "concepts.json"

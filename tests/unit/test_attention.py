@@ -10,6 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from sfumato.denoiser.attention import AttentionUNet, LayerMaps, by_resolution, num_cross_attention_layers
+from sfumato.denoiser.conditioning import Conditioning
 from sfumato.denoiser.engine_torch import TorchUNet
 from sfumato.denoiser.probes import Control
 
@@ -78,7 +79,7 @@ def test_maps_are_the_probabilities_that_a_hook_on_the_unet_sees(
     unet: TorchUNet, attention: AttentionUNet, height: int, width: int
 ) -> None:
     latents, embeds = inputs(1, height, width)
-    _, levels = attention.noise_pred_and_maps(latents, 500.0, embeds)
+    _, levels = attention.noise_pred_and_maps(latents, 500.0, Conditioning(embeds))
     expected = hooked_maps(unet.model, latents, embeds)
     assert [level.maps.shape[1] * level.maps.shape[2] for level in levels] == sorted(expected, reverse=True)
     for level in levels:
@@ -90,8 +91,8 @@ def test_maps_are_the_probabilities_that_a_hook_on_the_unet_sees(
 
 def test_looking_changes_no_bit_of_the_prediction(unet: TorchUNet, attention: AttentionUNet) -> None:
     latents, embeds = inputs(1)
-    seen, _ = attention.noise_pred_and_maps(latents, 500.0, embeds)
-    assert torch.equal(seen, unet.noise_pred(latents, 500.0, embeds))
+    seen, _ = attention.noise_pred_and_maps(latents, 500.0, Conditioning(embeds))
+    assert torch.equal(seen, unet.noise_pred(latents, 500.0, Conditioning(embeds)))
 
 
 def test_the_twin_holds_no_second_copy_of_the_weights(unet: TorchUNet, attention: AttentionUNet) -> None:
@@ -111,29 +112,35 @@ def test_an_identity_edit_gives_the_target_the_sources_bits(attention: Attention
     latents, embeds = inputs(1)
     both, twice = latents.repeat(2, 1, 1, 1), embeds.repeat(2, 1, 1)
     for replace in (True, False):
-        noise_pred, (source, target) = attention.edit(both, 500.0, twice, control(), replace, replace)
+        noise_pred, (source, target) = attention.edit(
+            both, 500.0, Conditioning(twice), control(), replace, replace
+        )
         assert torch.equal(noise_pred[0], noise_pred[1])
         assert torch.equal(whole_of(source), whole_of(target))
 
 
 def test_the_source_is_not_touched_by_the_edit(unet: TorchUNet, attention: AttentionUNet) -> None:
     latents, embeds = inputs(2)
-    noise_pred, _ = attention.edit(latents, 500.0, embeds, control(t3=2.0), True, True)
-    assert torch.allclose(noise_pred[:1], unet.noise_pred(latents[:1], 500.0, embeds[:1]), atol=1e-5)
+    noise_pred, _ = attention.edit(latents, 500.0, Conditioning(embeds), control(t3=2.0), True, True)
+    assert torch.allclose(
+        noise_pred[:1], unet.noise_pred(latents[:1], 500.0, Conditioning(embeds[:1])), atol=1e-5
+    )
 
 
 def test_without_control_the_target_is_a_prediction_of_its_own(
     unet: TorchUNet, attention: AttentionUNet
 ) -> None:
     latents, embeds = inputs(2)
-    noise_pred, _ = attention.edit(latents, 500.0, embeds, control(inject=0.0), True, False)
-    assert torch.allclose(noise_pred[1:], unet.noise_pred(latents[1:], 500.0, embeds[1:]), atol=1e-5)
+    noise_pred, _ = attention.edit(latents, 500.0, Conditioning(embeds), control(inject=0.0), True, False)
+    assert torch.allclose(
+        noise_pred[1:], unet.noise_pred(latents[1:], 500.0, Conditioning(embeds[1:])), atol=1e-5
+    )
 
 
 def test_shared_tokens_take_the_sources_columns_and_others_keep_their_own(attention: AttentionUNet) -> None:
     latents, embeds = inputs(2)
     some = Control(torch.eye(TOKENS), (torch.arange(TOKENS) < 5).float(), torch.ones(TOKENS))
-    _, (source, target) = attention.edit(latents, 500.0, embeds, some, True, False)
+    _, (source, target) = attention.edit(latents, 500.0, Conditioning(embeds), some, True, False)
     for of_source, of_target in zip(source, target, strict=True):
         assert torch.equal(of_source.maps[:5], of_target.maps[:5])
         assert not torch.allclose(of_source.maps[5:], of_target.maps[5:], atol=1e-4)
@@ -141,8 +148,8 @@ def test_shared_tokens_take_the_sources_columns_and_others_keep_their_own(attent
 
 def test_self_attention_of_the_source_changes_the_target(attention: AttentionUNet) -> None:
     latents, embeds = inputs(2)
-    own, _ = attention.edit(latents, 500.0, embeds, control(), False, False)
-    injected, _ = attention.edit(latents, 500.0, embeds, control(), False, True)
+    own, _ = attention.edit(latents, 500.0, Conditioning(embeds), control(), False, False)
+    injected, _ = attention.edit(latents, 500.0, Conditioning(embeds), control(), False, True)
     assert torch.equal(own[0], injected[0])
     assert not torch.allclose(own[1], injected[1], atol=1e-4)
 
@@ -150,7 +157,7 @@ def test_self_attention_of_the_source_changes_the_target(attention: AttentionUNe
 def test_a_weight_scales_its_tokens_column_in_every_layer(attention: AttentionUNet) -> None:
     latents, embeds = inputs(1)
     both, twice = latents.repeat(2, 1, 1, 1), embeds.repeat(2, 1, 1)
-    _, (source, target) = attention.edit(both, 500.0, twice, control(t3=-1.5), True, False)
+    _, (source, target) = attention.edit(both, 500.0, Conditioning(twice), control(t3=-1.5), True, False)
     for of_source, of_target in zip(source, target, strict=True):
         assert torch.allclose(of_target.maps[3], -1.5 * of_source.maps[3])
         assert torch.equal(of_target.maps[4], of_source.maps[4])
@@ -160,7 +167,7 @@ def test_forwards_of_several_threads_do_not_meet(attention: AttentionUNet) -> No
     latents, embeds = inputs(2)
 
     def run(scale: float) -> torch.Tensor:
-        noise_pred, maps = attention.edit(latents, 500.0, embeds, control(t3=scale), True, True)
+        noise_pred, maps = attention.edit(latents, 500.0, Conditioning(embeds), control(t3=scale), True, True)
         return torch.cat([noise_pred.flatten(), whole_of(maps[1])])
 
     scales = [-2.0, -1.0, 0.5, 2.0] * 4

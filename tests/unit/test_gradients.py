@@ -11,6 +11,7 @@ from sfumato.common.errors import ResourceExhausted
 from sfumato.common.gradients import GraphCount
 from sfumato.common.noised_clip import load_noised_clip
 from sfumato.decoder.engine_torch import TorchAutoencoder
+from sfumato.denoiser.conditioning import Conditioning
 from sfumato.denoiser.engine_torch import TorchUNet
 from sfumato.denoiser.gradients import GradientQueue
 from sfumato.encoder.cutouts import make_cutouts
@@ -48,7 +49,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def joint(tiny_family: Path) -> JointEncoder:
     """The tiny CLIP in float64."""
-    return JointEncoder(tiny_family, CPU, torch.float64)
+    return JointEncoder(f"local-dir:{tiny_family / 'clip'}", CPU, torch.float64)
 
 
 def targets_of(joint: JointEncoder) -> Targets:
@@ -60,12 +61,12 @@ def targets_of(joint: JointEncoder) -> Targets:
 def test_the_unets_gradient_is_that_of_finite_differences(tiny_family: Path) -> None:
     unet = TorchUNet(tiny_family, CPU, torch.float64)
     latents, embeds, vector = random(1, 4, 8, 8), random(1, 6, 32, seed=1), random(1, 4, 8, 8, seed=2)
-    kept = unet.linearise(latents, 321.0, embeds)
+    kept = unet.linearise(latents, 321.0, Conditioning(embeds))
 
     def objective(x: torch.Tensor) -> float:
-        return float((unet.noise_pred(x, 321.0, embeds) * vector).sum())
+        return float((unet.noise_pred(x, 321.0, Conditioning(embeds)) * vector).sum())
 
-    assert torch.allclose(kept.output, unet.noise_pred(latents, 321.0, embeds))
+    assert torch.allclose(kept.output, unet.noise_pred(latents, 321.0, Conditioning(embeds)))
     assert directional_error(objective, latents, kept.vjp(vector)) < TOLERANCE
 
 
@@ -73,11 +74,11 @@ async def test_the_gradient_of_several_rows_is_their_sum(tiny_family: Path) -> N
     unet = TorchUNet(tiny_family, CPU, torch.float64)
     latents, embeds, vector = random(1, 4, 8, 8), random(2, 6, 32, seed=1), random(2, 4, 8, 8, seed=2)
     queue = GradientQueue(unet, 1)
-    gradient = await queue.vjp(await queue.linearise(latents, 50.0, embeds), vector)
+    gradient = await queue.vjp(await queue.linearise(latents, 50.0, Conditioning(embeds)), vector)
     queue.close()
 
     def objective(x: torch.Tensor) -> float:
-        return float((unet.noise_pred(x, 50.0, embeds) * vector).sum())
+        return float((unet.noise_pred(x, 50.0, Conditioning(embeds)) * vector).sum())
 
     assert directional_error(objective, latents, gradient) < TOLERANCE
 
@@ -126,7 +127,7 @@ def test_the_noised_latents_gradient_is_that_of_finite_differences(
 
 def test_one_cutout_is_what_clip_sees_of_the_image(tiny_family: Path) -> None:
     """The similarity of a file, embedded as open_clip does it, is that of its pixels."""
-    joint = JointEncoder(tiny_family, CPU)
+    joint = JointEncoder(f"local-dir:{tiny_family / 'clip'}", CPU)
     picture = Image.effect_noise((64, 64), 60).convert("RGB")
     pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(64, 64, 3)
     image = pixels.permute(2, 0, 1)[None] / 127.5 - 1

@@ -14,6 +14,7 @@ from sfumato.common import onnx_graph
 from sfumato.common.onnx_graph import GraphError
 from sfumato.decoder.engine_onnx import open_decode
 from sfumato.decoder.engine_torch import TorchAutoencoder
+from sfumato.denoiser.conditioning import Conditioning
 from sfumato.denoiser.config import DenoiserSettings
 from sfumato.denoiser.engine_onnx import OnnxUNet, open_unet
 from sfumato.denoiser.engine_torch import TorchUNet
@@ -72,15 +73,15 @@ def test_a_forward_equals_torchs(
     torch_unet: TorchUNet, unet: OnnxUNet, height: int, width: int, rows: int, tokens: int, timestep: float
 ) -> None:
     latents, prompt_embeds = inputs(torch_unet, height, width, rows, tokens)
-    expected = torch_unet.noise_pred(latents, timestep, prompt_embeds)
-    got = unet.noise_pred(latents, timestep, prompt_embeds)
+    expected = torch_unet.noise_pred(latents, timestep, Conditioning(prompt_embeds))
+    got = unet.noise_pred(latents, timestep, Conditioning(prompt_embeds))
     assert got.shape == expected.shape
     assert float((got - expected).abs().max() / expected.abs().max()) < 1e-5
 
 
 def test_a_fractional_timestep_is_not_rounded(torch_unet: TorchUNet, unet: OnnxUNet) -> None:
     latents, prompt_embeds = inputs(torch_unet, 8, 8, 1, 24)
-    at = [unet.noise_pred(latents, timestep, prompt_embeds) for timestep in (3.0, 3.4)]
+    at = [unet.noise_pred(latents, timestep, Conditioning(prompt_embeds)) for timestep in (3.0, 3.4)]
     assert not torch.equal(*at)
 
 
@@ -100,10 +101,10 @@ def test_decoded_images_equal_torchs(tiny_family: Path, cache: Path) -> None:
 def test_conditioning_equals_torchs(tiny_family: Path, cache: Path) -> None:
     encoder = TextEncoder(tiny_family, CPU)
     texts = ["", "a cat", "a cat on a blue background, far beyond the tokens that there are"]
-    expected, cut = encoder.encode(texts)
+    expected, cut, _ = encoder.encode(texts)
     use_engine(encoder, "onnxruntime", cache, num_threads=2)
     assert encoder.forward != encoder.hidden_states
-    got, cut_again = encoder.encode(texts)
+    got, cut_again, _ = encoder.encode(texts)
     assert cut_again == cut
     assert float((got - expected).abs().max() / expected.abs().max()) < 1e-5
 
@@ -118,7 +119,8 @@ def test_a_second_start_finds_the_graph(
     again = opened(torch_unet, cache)
     latents, prompt_embeds = inputs(torch_unet, 8, 8, 2, 24)
     assert torch.equal(
-        again.noise_pred(latents, 5, prompt_embeds), unet.noise_pred(latents, 5, prompt_embeds)
+        again.noise_pred(latents, 5, Conditioning(prompt_embeds)),
+        unet.noise_pred(latents, 5, Conditioning(prompt_embeds)),
     )
 
 
@@ -153,7 +155,7 @@ def test_a_damaged_graph_is_made_again(torch_unet: TorchUNet, own_cache: Path, d
     assert any("damaged" in line["event"] for line in lines)
     assert file.read_bytes() == whole
     latents, prompt_embeds = inputs(torch_unet, 8, 8, 1, 24)
-    unet.noise_pred(latents, 5, prompt_embeds)
+    unet.noise_pred(latents, 5, Conditioning(prompt_embeds))
 
 
 def test_a_graph_that_differs_from_torch_is_not_used(
@@ -189,7 +191,7 @@ def test_a_cache_that_cannot_be_written_is_said_and_done_without(
         unet = opened(torch_unet, tmp_path / "file" / "cache")
     assert any("cannot be kept" in line["event"] for line in lines)
     latents, prompt_embeds = inputs(torch_unet, 8, 8, 1, 24)
-    unet.noise_pred(latents, 5, prompt_embeds)
+    unet.noise_pred(latents, 5, Conditioning(prompt_embeds))
 
 
 def test_a_gpu_without_its_provider_is_refused(torch_unet: TorchUNet, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from sfumato.common.family import read_json
 from sfumato.denoiser.attention import AttentionUNet
+from sfumato.denoiser.conditioning import Conditioning
 from sfumato.denoiser.engine_torch import TorchUNet
 from sfumato.denoiser.probes import Control
 from sfumato.encoder.engine_torch import TextEncoder
@@ -50,7 +51,7 @@ class Family:
         """[2, C, 8, 8] after the last step."""
         weights = column_weights(options.pop("weights", {}), self.words(target), self.text.max_tokens)
         control = align(kind, self.words(source), self.words(target), weights)
-        embeds, _ = self.text.encode(["", source, target])
+        embeds = self.text.encode(["", source, target]).prompt_embeds
         blend = options.pop("blend", None)
         schedule = EditSchedule(3.0, options.pop("cross", 0.8), options.pop("own", 0.4))
         denoiser = InProcess(self, embeds, Control(control.mapper, control.inject, control.weights))
@@ -69,8 +70,13 @@ class InProcess:
         self, step: int, latents: torch.Tensor, timestep: float, cross: bool, own: bool, attention: bool
     ) -> tuple[torch.Tensor, list[list[LayerMaps]]]:
         """As the denoiser's servicer does it."""
-        null = [self.family.unet.noise_pred(half, timestep, self.embeds[:1]) for half in latents.split(1)]
-        pair, maps = self.family.attention.edit(latents, timestep, self.embeds[1:], self.control, cross, own)
+        null = [
+            self.family.unet.noise_pred(half, timestep, Conditioning(self.embeds[:1]))
+            for half in latents.split(1)
+        ]
+        pair, maps = self.family.attention.edit(
+            latents, timestep, Conditioning(self.embeds[1:]), self.control, cross, own
+        )
         levels = [[LayerMaps(level.num_layers, level.maps) for level in row] for row in maps]
         return torch.cat([*null, pair]), levels
 
@@ -122,10 +128,10 @@ async def test_injected_attention_holds_the_target_nearer_to_the_source(emoji: F
 
 async def test_the_source_of_an_edit_is_what_sampling_alone_gives(emoji: Family) -> None:
     both = await emoji.edited("a cat", "a dog", "replace")
-    embeds, _ = emoji.text.encode(["", "a cat"])
+    embeds = emoji.text.encode(["", "a cat"]).prompt_embeds
     scheduler, latents = emoji.scheduler(), emoji.latents()
     for timestep in scheduler.timesteps:
-        null, text = emoji.unet.noise_pred(latents, float(timestep), embeds).split(1)
+        null, text = emoji.unet.noise_pred(latents, float(timestep), Conditioning(embeds)).split(1)
         latents = scheduler.step(null + 3.0 * (text - null), timestep, latents).prev_sample
     assert torch.allclose(both[:1], latents, atol=1e-4)
 
@@ -136,11 +142,11 @@ async def test_an_inverted_latent_comes_back_at_guidance_one(
 ) -> None:
     """Within 1 % of the latents' root mean square; without the fixed point it is 14 % on the emoji family."""
     family: Family = request.getfixturevalue(which)
-    embeds, _ = family.text.encode(["a cat"])
+    embeds = family.text.encode(["a cat"]).prompt_embeds
     image = 0.9 * family.latents()
 
     async def denoise(call: int, latents: torch.Tensor, timestep: float) -> torch.Tensor:
-        return family.unet.noise_pred(latents, timestep, embeds)
+        return family.unet.noise_pred(latents, timestep, Conditioning(embeds))
 
     scheduler = family.scheduler()
     steps = [latents async for latents in invert(scheduler, image, denoise)]
