@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from sfumato.common.checked_weights import Weights, WeightsError, check_weights
 from sfumato.common.errors import NotFound
 from sfumato.common.family import part_of, read_json
-from sfumato.common.checked_weights import Weights, WeightsError, check_weights
 
 PIPELINES = (
     "StableDiffusionPipeline",

@@ -32,7 +32,7 @@ class Conditioning:
 
     def __getitem__(self, rows: slice | Sequence[int]) -> "Conditioning":
         """Some of the rows, in the order asked for."""
-        return Conditioning(*(None if tensor is None else tensor[rows] for tensor in self._all()))
+        return Conditioning(**{name: tensor[rows] for name, tensor in self.tensors.items()})
 
     def split(self) -> list["Conditioning"]:
         """Each row alone."""
@@ -40,13 +40,13 @@ class Conditioning:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Conditioning":
         """On the model's device, in its precision."""
-        return Conditioning(*(None if tensor is None else tensor.to(device, dtype) for tensor in self._all()))
+        return Conditioning(**{name: tensor.to(device, dtype) for name, tensor in self.tensors.items()})
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
         """What there is, by name."""
-        named = zip(NAMES, self._all(), strict=True)
-        return {name: tensor for name, tensor in named if tensor is not None}
+        given = (self.prompt_embeds, self.pooled_prompt_embeds, self.time_ids, self.timestep_cond)
+        return {name: tensor for name, tensor in zip(NAMES, given, strict=True) if tensor is not None}
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -57,9 +57,6 @@ class Conditioning:
         if self.timestep_cond is not None:
             given["timestep_cond"] = self.timestep_cond
         return given
-
-    def _all(self) -> tuple[torch.Tensor | None, ...]:
-        return (self.prompt_embeds, self.pooled_prompt_embeds, self.time_ids, self.timestep_cond)
 
 
 def needed(config: Any) -> dict[str, tuple[int, ...]]:

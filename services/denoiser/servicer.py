@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import grpc
 import torch
@@ -23,14 +24,16 @@ from sfumato.denoiser.attention import AttentionUNet, num_cross_attention_layers
 from sfumato.denoiser.attention_messages import attention_messages, control_of, places_of
 from sfumato.denoiser.attention_steps import edit_step, step_with_attention
 from sfumato.denoiser.batching import StepQueue
-from sfumato.denoiser.config import MAX_TOKENS, DenoiserSettings
 from sfumato.denoiser.conditioning import Conditioning, guidance_embedding, needed
+from sfumato.denoiser.config import MAX_TOKENS, DenoiserSettings
 from sfumato.denoiser.engine_onnx import open_unet
 from sfumato.denoiser.engine_torch import TorchUNet, Unet
 from sfumato.denoiser.gradient_messages import KeptStep
 from sfumato.denoiser.gradients import GradientQueue
 from sfumato.denoiser.open_models import open_models
 from sfumato.denoiser.probes import Control
+
+POOLED: tuple[Literal["pooled_prompt_embeds", "time_ids"], ...] = ("pooled_prompt_embeds", "time_ids")
 
 
 @dataclass(frozen=True)
@@ -151,8 +154,9 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
 
     def _more_conditioning(self, request: denoiser_pb2.OpenTrajectory, rows: int) -> dict[str, torch.Tensor]:
         """What the UNet takes beside prompt_embeds; what it does not take must not be given."""
-        more, given = needed(self.unet.config), {}
-        for name in ("pooled_prompt_embeds", "time_ids"):
+        more = needed(self.unet.config)
+        given: dict[str, torch.Tensor] = {}
+        for name in POOLED:
             field = f"open.{name}"
             if request.HasField(name) != (name in more):
                 wanted = "given" if name in more else "left out"
@@ -166,7 +170,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             limit = "0 to 100" if "timestep_cond" in more else "left out for this UNet"
             raise InvalidArgument("open.guidance_scale", limit, scale)
         if "timestep_cond" in more:
-            given["timestep_cond"] = guidance_embedding(scale, *more["timestep_cond"], rows)
+            given["timestep_cond"] = guidance_embedding(scale, more["timestep_cond"][0], rows)
         return given
 
     async def _step(

@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sfumato.common.checked_weights import WeightsError, read_weights
 from sfumato.common.errors import NotFound
 from sfumato.common.family_check import check_family
 from sfumato.common.family_parts import check_part, parts_of, pipeline_config
-from sfumato.common.checked_weights import WeightsError, read_weights
 from tests.tiny_variants import save_sdxl
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
