@@ -9,7 +9,9 @@ from sfumato.gateway.alignment import AttentionControl
 from sfumato.gateway.clip_gradient import ClipServices
 from sfumato.gateway.conditioning import Conditioning, EncodedTexts
 from sfumato.gateway.generation import Denoiser, Event, Generation, Services
+from sfumato.gateway.pace import Pace
 from sfumato.gateway.parameters import FamilyInfo, Parameters
+from sfumato.gateway.row_steps import row_steps
 
 
 class EncodedOnce:
@@ -52,12 +54,14 @@ class Comparison:
     family: FamilyInfo
     services: Services
     max_input_pixels: int
+    pace: Pace
 
     async def events(self) -> AsyncIterator[tuple[int, Event]]:
         """Each setting's events, with its index; as Generation.events, from the same seeds."""
         texts = list(dict.fromkeys(text for p in self.settings for text in p.conditioning_texts))
         once = EncodedOnce(self.services, texts, await self.services.encode_text(texts))
         for index, parameters in enumerate(self.settings):
-            generation = Generation(parameters, self.family, once, self.max_input_pixels)
+            cost = row_steps(parameters, self.family)
+            generation = Generation(parameters, self.family, once, self.max_input_pixels, self.pace, cost)
             async for event in generation.events():
                 yield index, event

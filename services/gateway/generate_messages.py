@@ -54,9 +54,17 @@ def to_response(event: Event, p: Parameters, family: FamilyInfo) -> gateway_pb2.
             return gateway_pb2.GenerateResponse(step=done)
         case Attended():
             return gateway_pb2.GenerateResponse(attention_maps=maps_message(event))
-        case Finished(index, seed, data):
+        case Finished(index, seed, data, step, num_steps):
             image = gateway_pb2.Image(
-                index=index, seed=seed, data=data, image_format=image_format, width=p.width, height=p.height
+                index=index,
+                seed=seed,
+                data=data,
+                image_format=image_format,
+                width=p.width,
+                height=p.height,
+                partial=step < num_steps,
+                step=step,
+                num_steps=num_steps,
             )
             return gateway_pb2.GenerateResponse(image=image)
         case Seconds():

@@ -1,6 +1,7 @@
 """One request from parameters to images: text in, trajectories, images out."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -8,11 +9,13 @@ from typing import Protocol
 
 import torch
 
+from sfumato.common.errors import DeadlineExceeded
 from sfumato.gateway.alignment import AttentionControl
 from sfumato.gateway.attention_maps import AttentionWatch, AttentiveDenoiser
 from sfumato.gateway.clip_gradient import ClipServices, DifferentiableDenoiser, Targets, embed_targets
 from sfumato.gateway.conditioning import Conditioning, EncodedTexts, conditioning_of
 from sfumato.gateway.masks import latent_mask
+from sfumato.gateway.pace import Pace, until
 from sfumato.gateway.parameters import FamilyInfo, Parameters
 from sfumato.gateway.prompt_to_prompt import EditingDenoiser
 from sfumato.gateway.stages import IMAGES, Seconds, stage
@@ -93,11 +96,13 @@ class Attended:
 
 @dataclass(frozen=True)
 class Finished:
-    """An image is done."""
+    """An image is done; partial where `step` is below `num_steps`: the x0 that its last step predicted."""
 
     image_index: int
     seed: int
     data: bytes
+    step: int = 0
+    num_steps: int = 0
 
 
 Event = Started | Stepped | Attended | Finished | Seconds
@@ -111,6 +116,9 @@ class Generation:
     family: FamilyInfo
     services: Services
     max_input_pixels: int
+    pace: Pace = field(default_factory=Pace)
+    row_steps: int = 0  # its cost
+    deadline: float = math.inf  # by time.monotonic, before which what there is goes out as partial
     seconds: Seconds = field(default_factory=Seconds)
 
     async def events(self) -> AsyncIterator[Event]:
@@ -174,12 +182,15 @@ class Generation:
         gradients = self.services.gradients
         decoding = gradients.open_decoding() if targets and not p.guidance.noised else None
         steering = Steering(p, seed, noise_pred, denoiser, targets, gradients, decoding)
-        latents = torch.empty(0)
+        last: Step | None = None
         try:
             with self.seconds.add_to("denoise"):
-                async for step in sample(p, seed, self.family, source, steering):
-                    latents = step.latents
+                steps = sample(p, seed, self.family, source, steering)
+                async for step, seconds in until(steps, self._last_moment()):
+                    last = step
                     done = step.index + 1
+                    cost = self.row_steps / (p.num_images * step.num_steps)
+                    self.pace.add_step(pace_key(p, self.family), seconds, cost)
                     preview = b""
                     if p.preview_interval_steps and done % p.preview_interval_steps == 0:
                         preview = await self._preview(step)
@@ -192,14 +203,32 @@ class Generation:
             await denoiser.close()
             if decoding is not None:
                 await decoding.close()
+        if last is None:
+            raise DeadlineExceeded("the deadline left no time for the first step; give more")
+        done = last.index + 1
+        latents = last.latents if done == last.num_steps else last.predicted_x0()
+        start = time.perf_counter()
         with self.seconds.add_to("decode"):
             data = await self.services.decode(latents, p.image_format)
+        self.pace.add_decode(time.perf_counter() - start)
         IMAGES.labels(p.guidance.kind, p.scheduler).inc()
-        await queue.put(Finished(index, seed, data))
+        await queue.put(Finished(index, seed, data, done, last.num_steps))
+
+    def _last_moment(self) -> float:
+        """When sampling has to stop, by time.monotonic."""
+        if math.isinf(self.deadline):
+            return math.inf
+        left = self.deadline - time.monotonic()
+        return self.deadline - self.pace.reserve_seconds(self.parameters.num_images, left)
 
     async def _preview(self, step: Step) -> bytes:
         with stage("decode"):
             return await self.services.decode(step.predicted_x0(), self.parameters.image_format)
+
+
+def pace_key(p: Parameters, family: FamilyInfo) -> tuple[int, int, str]:
+    """Latents' height and width, and the kind of guidance: what the time of a step depends on."""
+    return p.height // family.vae_scale_factor, p.width // family.vae_scale_factor, p.guidance.kind
 
 
 def cut_warnings(texts: list[str], encoded: EncodedTexts, family: FamilyInfo) -> list[str]:

@@ -1,7 +1,6 @@
 """Messages to generations and their events back to messages."""
 
 import asyncio
-import contextlib
 import math
 import time
 from collections.abc import AsyncIterator
@@ -24,12 +23,19 @@ from sfumato.gateway.edit_parameters import resolve_edit
 from sfumato.gateway.editing import EditorChannel, register_editing
 from sfumato.gateway.fair_queue import Demand, FairQueue, Limits
 from sfumato.gateway.generate_messages import given_fields, scheduler_value, to_response
-from sfumato.gateway.generation import Generation
+from sfumato.gateway.generation import Generation, pace_key
 from sfumato.gateway.guidance_messages import kind_value
 from sfumato.gateway.message_parts import given_priority, take_request_id
-from sfumato.gateway.parameters import FamilyInfo, resolve
+from sfumato.gateway.pace import Pace
+from sfumato.gateway.parameters import FamilyInfo, Parameters, resolve
 from sfumato.gateway.prompt_edits import PromptEdit
-from sfumato.gateway.row_steps import comparison_row_steps, edit_row_steps, input_bytes, row_steps
+from sfumato.gateway.row_steps import (
+    comparison_row_steps,
+    edit_row_steps,
+    input_bytes,
+    num_evaluations,
+    row_steps,
+)
 from sfumato.gateway.safety import Concept, read_concepts
 from sfumato.gateway.sampling import SCHEDULERS, make_scheduler
 
@@ -56,7 +62,8 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         limits = Limits(
             settings.max_concurrent_images, settings.max_queued_row_steps, settings.max_queued_bytes
         )
-        self.queue = FairQueue(limits)
+        self.pace = Pace()
+        self.queue = FairQueue(limits, self.pace.row_steps_per_second)
 
     def register(self, server: grpc.aio.Server) -> None:
         gateway_pb2_grpc.add_GatewayServiceServicer_to_server(self, server)
@@ -113,10 +120,15 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
     ) -> AsyncIterator[gateway_pb2.GenerateResponse]:
         take_request_id(request.request_id)
         parameters = resolve(given_fields(request), self.family, self.settings)
-        cost, held = row_steps(parameters, self.family), input_bytes(parameters)
-        async with self._place(cost, parameters.num_images, held, given_priority(request)):
+        cost = row_steps(parameters, self.family)
+        demand = self._demand(cost, parameters.num_images, input_bytes(parameters), given_priority(request))
+        queued = 0 if self.queue.starts_at_once(demand) else self.queue.queued_row_steps(demand.tenant)
+        self._check_deadline(request, parameters, queued)
+        async with self.queue.place(demand):
+            self._check_deadline(request, parameters, 0)
             pixels = self.settings.max_input_pixels
-            generation = Generation(parameters, self.family, self.services, pixels)
+            deadline = demand.deadline if request.allow_partial else math.inf
+            generation = Generation(parameters, self.family, self.services, pixels, self.pace, cost, deadline)
             async for event in generation.events():
                 yield to_response(event, parameters, self.family)
 
@@ -126,7 +138,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         take_request_id(request.request_id)
         parameters = resolve_edit(given_edit_fields(request), self.family, self.settings)
         cost, held = edit_row_steps(parameters, self.family), input_bytes(parameters.source)
-        async with self._place(cost, 2, held, given_priority(request)):
+        async with self.queue.place(self._demand(cost, 2, held, given_priority(request))):
             edit = PromptEdit(parameters, self.family, self.services)
             async for event in edit.events():
                 yield edit_response(event, parameters, self.family)
@@ -137,9 +149,10 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         take_request_id(request.request.request_id)
         settings = resolved_settings(request, given_fields(request.request), self.family, self.settings)
         cost, held = comparison_row_steps(settings, self.family), sum(map(input_bytes, settings))
-        async with self._place(cost, settings[0].num_images, held, given_priority(request.request)):
+        demand = self._demand(cost, settings[0].num_images, held, given_priority(request.request))
+        async with self.queue.place(demand):
             pixels = self.settings.max_input_pixels
-            comparison = Comparison(settings, self.family, self.services, pixels)
+            comparison = Comparison(settings, self.family, self.services, pixels, self.pace)
             async for index, event in comparison.events():
                 yield gateway_pb2.CompareResponse(
                     setting_index=index,
@@ -147,14 +160,21 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
                     event=to_response(event, settings[index], self.family),
                 )
 
-    @contextlib.asynccontextmanager
-    async def _place(
-        self, row_steps: int, num_images: int, num_bytes: int, priority: int
-    ) -> AsyncIterator[None]:
-        """Waits for the caller's turn and holds its place; raises as FairQueue.place."""
+    def _demand(self, row_steps: int, num_images: int, num_bytes: int, priority: int) -> Demand:
+        """What the current call's client asks for."""
         tenant, remaining = calls.caller.get().tenant, calls.remaining_seconds()
         deadline = math.inf if remaining is None else time.monotonic() + remaining
         share = self.admission.share(tenant)
-        demand = Demand(row_steps, num_images, num_bytes, tenant, share, priority, deadline)
-        async with self.queue.place(demand):
-            yield
+        return Demand(row_steps, num_images, num_bytes, tenant, share, priority, deadline)
+
+    def _check_deadline(
+        self, request: gateway_pb2.GenerateRequest, parameters: Parameters, queued_row_steps: int
+    ) -> None:
+        """
+        Raises:
+            DeadlineExceeded: it cannot be met, and the request takes no less than the whole.
+        """
+        left = calls.remaining_seconds()
+        if left is not None and not request.allow_partial:
+            num_steps = num_evaluations(parameters, self.family)
+            self.pace.check(pace_key(parameters, self.family), num_steps, queued_row_steps, left)

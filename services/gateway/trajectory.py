@@ -4,7 +4,7 @@ Follows diffusers' StableDiffusionPipeline, ...Img2ImgPipeline and ...InpaintPip
 one generator per image, so that the same seed gives the same image.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +57,7 @@ def prepare(parameters: Parameters, scheduler_config: dict[str, Any]) -> tuple[A
 
 async def sample(
     parameters: Parameters, seed: int, family: FamilyInfo, source: Source | None, guide: Guide
-) -> AsyncIterator[Step]:
+) -> AsyncGenerator[Step]:
     """Runs the trajectory of one image, yielding after each step; the last one's latents are the image."""
     scheduler, timesteps = prepare(parameters, family.scheduler_config)
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Requests that find no place: they wait, or hear at once that too much waits."""
+"""Requests that find no place, or no time: they wait, hear at once why not, or get what there is."""
 
 import asyncio
 import time
@@ -96,3 +96,45 @@ async def test_a_priority_out_of_range_is_refused(narrow_client: AsyncClient) ->
     with pytest.raises(SfumatoError) as error:
         await narrow_client.generate("a cat", priority=10)
     assert (error.value.code, error.value.field) == ("INVALID_ARGUMENT", "priority")
+
+
+async def test_a_deadline_that_cannot_be_met_is_refused_before_it_comes(
+    narrow: Stack, narrow_client: AsyncClient
+) -> None:
+    await narrow_client.generate("a cat", num_inference_steps=5, scheduler="ddim")  # measures a step
+    async with AsyncClient(narrow.target, timeout=0.3) as hasty:
+        with pytest.raises(SfumatoError) as error:
+            await hasty.generate("a cat", num_inference_steps=900, scheduler="ddim")
+    assert (error.value.code, error.value.field) == ("DEADLINE_EXCEEDED", "deadline")
+    assert "900 steps of" in error.value.message
+    assert "set allow_partial" in error.value.message
+
+
+async def test_at_the_deadline_the_predicted_image_comes_if_it_is_asked_for(
+    narrow: Stack, narrow_client: AsyncClient
+) -> None:
+    options: Any = {"num_inference_steps": 900, "scheduler": "ddim", "seed": 5}
+    await narrow_client.generate("a cat", num_inference_steps=5)
+    async with AsyncClient(narrow.target, timeout=3.0) as hasty:
+        result = await hasty.generate("a cat", allow_partial=True, **options)
+    image = result.images[0]
+    assert image.partial
+    assert image.num_steps == 900
+    assert 1 <= image.step < 900
+    events = narrow_client.generate_events("a cat", preview_interval_steps=image.step, **options)
+    async for event in events:
+        if event.step.preview:
+            assert event.step.preview == image.data
+            break
+    await events.aclose()  # type: ignore[attr-defined]
+
+
+async def test_a_request_that_ends_in_time_is_whole_also_with_partial_allowed(
+    narrow_client: AsyncClient,
+) -> None:
+    options: Any = {"num_inference_steps": 6, "seed": 5}
+    whole = await narrow_client.generate("a cat", **options)
+    allowed = await narrow_client.generate("a cat", allow_partial=True, **options)
+    assert not allowed.images[0].partial
+    assert allowed.images[0].step == 6
+    assert allowed.images[0].data == whole.images[0].data

@@ -40,6 +40,7 @@ class GenerateOptions(GuidanceOptions, total=False):
     image_format: str
     request_id: str
     priority: int
+    allow_partial: bool
     attention_maps: AttentionMapOptions | None
 
 

@@ -18,6 +18,9 @@ class GeneratedImage:
     data: bytes
     width: int  # pixels
     height: int  # pixels
+    partial: bool = False  # the deadline came first: predicted by step `step` of `num_steps`
+    step: int = 0
+    num_steps: int = 0
 
     def save(self, path: str | Path) -> Path:
         """Writes the file; it appears whole or not at all. Makes the folder if there is none."""
@@ -46,7 +49,9 @@ class GenerateResult:
                 self.warnings = list(event.accepted.warnings)
             case "image":
                 i = event.image
-                self.images.append(GeneratedImage(i.index, i.seed, i.data, i.width, i.height))
+                self.images.append(
+                    GeneratedImage(i.index, i.seed, i.data, i.width, i.height, i.partial, i.step, i.num_steps)
+                )
                 self.images.sort(key=lambda image: image.index)
             case "attention_maps":
                 self.attention[event.attention_maps.image_index] = word_maps(event.attention_maps)

@@ -20,7 +20,7 @@ from sfumato_client.console import (
 )
 from sfumato_client.guidance import CLIP_PATHS, GUIDANCE_KINDS
 from sfumato_client.requests import SCHEDULERS, GenerateOptions
-from sfumato_client.results import GenerateResult
+from sfumato_client.results import GeneratedImage, GenerateResult
 
 
 def generate(
@@ -77,7 +77,13 @@ def generate(
     ] = None,
     target: Target = "",
     family: FamilyDir = None,
-    timeout: Annotated[float, typer.Option(help="Deadline in seconds.")] = TIMEOUT_SECONDS,
+    timeout: Annotated[
+        float, typer.Option("--timeout", "--deadline", help="Deadline in seconds.")
+    ] = TIMEOUT_SECONDS,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Where the deadline comes first, take the image so far.")
+    ] = False,
+    priority: Annotated[int, typer.Option(help="Among your waiting requests, 0 to 9; larger first.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Make images from words.
@@ -87,6 +93,8 @@ def generate(
       sfumato generate "a cat on a blue background" -o cat.png
 
       sfumato generate "a dog left of a star" -o dogs.png --num-images 4 --seed 7 --guidance-scale 5
+
+      sfumato generate "a fox" -o fox.png --steps 200 --deadline 5 --partial
 
       sfumato generate "a fox" -o fox.png --image cat.png --strength 0.6
 
@@ -127,6 +135,8 @@ def generate(
         "range_scale": range_scale,
         "gradient_clamp": gradient_clamp,
         "clip_path": clip_path,
+        "allow_partial": partial,
+        "priority": priority,
     }
     options.update(_prompts(prompt, prompt_weight or []))
     options.update(_image_prompts(image_prompt or []))
@@ -139,7 +149,14 @@ def generate(
         print(json.dumps(_as_dict(result, files)))
     else:
         for file, made in zip(files, result.images, strict=True):
-            stderr.print(f"{file}: {made.width}x{made.height}, seed {made.seed}", highlight=False)
+            stderr.print(
+                f"{file}: {made.width}x{made.height}, seed {made.seed}{_reached(made)}", highlight=False
+            )
+
+
+def _reached(image: GeneratedImage) -> str:
+    """How far a partial image came."""
+    return f", partial: step {image.step} of {image.num_steps}" if image.partial else ""
 
 
 def _paths(output: Path, count: int) -> list[Path]:
@@ -160,6 +177,8 @@ def _as_dict(result: GenerateResult, files: list[Path]) -> dict[str, Any]:
         "parameters": {**parameters, "seed": result.parameters.seed},
         "files": [str(file) for file in files],
         "seeds": [image.seed for image in result.images],
+        "partial": [image.partial for image in result.images],
+        "steps": [image.step for image in result.images],
         "timings": timings,
         "warnings": result.warnings,
     }
