@@ -43,8 +43,9 @@ k8s-trial: setup ## Run the cpu overlay's pods here; restart, drain, scale them 
 format: setup ## Format the code.
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-bench: setup ## Latency and throughput against diffusers' in-process pipeline, in one run.
+bench: setup ## Latency and throughput against diffusers' in-process pipeline; ONNX Runtime against torch.
 	$(BIN)/python -m tests.bench.pipeline --family $(FAMILY)
+	$(BIN)/python -m tests.bench.engines --family $(FAMILY)
 	$(BIN)/python -m tests.bench.guided_step --family $(FAMILY)
 
 bench-edit: setup ## An iteration in the editor against one of the bare loop, in one run.

@@ -56,9 +56,16 @@ class ModelSettings(ServerSettings):
     family: Path = Field(Path("deploy/models/emoji"), description="Folder of the model family.")
     device: str = Field("auto", description="torch device, or auto: cuda where there is one, else cpu.")
     num_threads: int = Field(0, ge=0, description="CPU threads of torch; 0: one per core.")
-    engine: Literal["auto", "torch", "onnxruntime"] = Field(
+    engine: Literal["auto", "torch", "onnxruntime", "triton"] = Field(
         "auto", description="Runs forward passes. auto: onnxruntime on a CPU, torch on a GPU."
     )
     onnx_cache: Path = Field(
         Path("~/.cache/sfumato/onnx"), description="Folder for the graphs exported for onnxruntime."
     )
+    triton_url: str = Field("", description="host:port of the Triton Inference Server of engine triton.")
+
+    @model_validator(mode="after")
+    def _triton_is_whole(self) -> Self:
+        if (self.engine == "triton") != bool(self.triton_url):
+            raise ValueError("engine triton and triton_url (host:port) must be given together")
+        return self

@@ -102,6 +102,7 @@ class Unavailable(SfumatoError):
 
     code = "UNAVAILABLE"
     reason = "SERVICE_UNAVAILABLE"
+    was_repeated = False  # whether this service has asked again and again, so that its caller need not
 
 
 class DeadlineExceeded(SfumatoError):

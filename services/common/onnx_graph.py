@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -83,30 +83,6 @@ class Session:
         return torch.from_numpy(self._session.run(None, feed)[0])
 
 
-def choose_session(
-    graph: Graph, engine: str, cache: Path, device: torch.device, num_threads: int
-) -> Session | None:
-    """The session of a service's setting, or None where torch is to run the module.
-
-    Args:
-        graph: what to run.
-        engine: torch, onnxruntime, or auto: onnxruntime on a CPU, torch elsewhere.
-        cache: folder for exported graphs.
-        device: where it runs.
-        num_threads: CPU threads of one run.
-
-    Returns:
-        None for torch and, with an error in the log, where the graph is no good.
-    """
-    if engine == "torch" or (engine == "auto" and device.type != "cpu"):
-        return None
-    try:
-        return open_graph(graph, cache, device, num_threads)
-    except GraphError as error:
-        log.error("runs on torch, not on onnxruntime", graph=graph.name, error=str(error))
-        return None
-
-
 def open_graph(graph: Graph, cache: Path, device: torch.device, num_threads: int) -> Session:
     """A session of the graph, from the cache or exported now, that agrees with the module.
 
@@ -138,7 +114,7 @@ def _opened(graph: Graph, folder: Path, device: torch.device, num_threads: int) 
         if (folder / DIGEST).read_text() != _digest_of_graph(folder):
             raise GraphError(f"{folder} is not what was written")
         session = Session(folder / FILE, list(graph.inputs), device, num_threads)
-        error = max(_relative_error(graph.module, session, inputs) for inputs in graph.checks)
+        error = max(relative_error(graph.module, session.run, inputs) for inputs in graph.checks)
     except GraphError:
         raise
     except Exception as failure:  # ONNX Runtime's errors have no common class
@@ -159,7 +135,7 @@ def _export(graph: Graph, folder: Path) -> None:
             torch.onnx.export(
                 graph.module.eval(),
                 tuple(tensor.to(device) for tensor in graph.inputs.values()),
-                made / FILE,
+                str(made / FILE),  # a Path would keep weights of over 2 GB from files of their own
                 dynamo=False,
                 opset_version=OPSET,
                 input_names=list(graph.inputs),
@@ -175,12 +151,14 @@ def _export(graph: Graph, folder: Path) -> None:
     log.info("exported", graph=str(folder), seconds=round(time.monotonic() - start, 1))
 
 
-def _relative_error(module: torch.nn.Module, session: Session, inputs: Arrays) -> float:
+def relative_error(
+    module: torch.nn.Module, run: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor]
+) -> float:
     """Largest difference from the module over the module's largest value; NaN where either is not finite."""
     device = next(module.parameters()).device
     with torch.inference_mode():
         expected = module(*(tensor.to(device) for tensor in inputs)).cpu()
-    return float((session.run(*inputs) - expected).abs().max() / expected.abs().max())
+    return float((run(*inputs) - expected).abs().max() / expected.abs().max())
 
 
 @contextlib.contextmanager

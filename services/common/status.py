@@ -7,10 +7,11 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from sfumato.common.calls import Context
-from sfumato.common.errors import SfumatoError
+from sfumato.common.errors import SfumatoError, Unavailable
 
 DETAILS_KEY = "grpc-status-details-bin"
 DOMAIN = "sfumato"
+NOT_AGAIN = ("grpc-retry-pushback-ms", "-1")  # to gRPC's own retries at the client
 
 
 class ForwardedError(SfumatoError):
@@ -52,6 +53,8 @@ async def abort(context: Context, error: SfumatoError) -> None:
     else:
         code = grpc.StatusCode[error.code]
         trailing_metadata = ((DETAILS_KEY, to_status(error).SerializeToString()),)
+        if isinstance(error, Unavailable) and error.was_repeated:
+            trailing_metadata += (NOT_AGAIN,)
     try:
         await context.abort(code, error.message, trailing_metadata)
     except grpc.aio.AbortError as aborted:

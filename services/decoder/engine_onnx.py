@@ -1,4 +1,7 @@
-"""The autoencoder's decoding in ONNX Runtime. Encoding, and what needs gradients, stay on torch."""
+"""The autoencoder's decoding as a graph, in ONNX Runtime or on Triton.
+
+Encoding, and what needs gradients, stay on torch.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,21 +9,24 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from sfumato.common.onnx_graph import Graph, choose_session
+from sfumato.common.engines import choose_session
+from sfumato.common.onnx_graph import Graph
 from sfumato.decoder.engine_torch import TorchAutoencoder, to_image
 
 Decode = Callable[[torch.Tensor], Image.Image]
 
 
-def open_decode(vae: TorchAutoencoder, engine: str, cache: Path, num_threads: int) -> Decode:
-    """As TorchAutoencoder.decode, by ONNX Runtime, or that itself where choose_session says torch.
+def open_decode(
+    vae: TorchAutoencoder, engine: str, cache: Path, num_threads: int, triton_url: str = ""
+) -> Decode:
+    """As TorchAutoencoder.decode, by its graph, or that itself where choose_session says torch.
 
     Args:
         vae: the model in torch.
-        engine, cache: as choose_session has them.
+        engine, cache, triton_url: as choose_session has them.
         num_threads: CPU threads of one run.
     """
-    session = choose_session(decoder_graph(vae), engine, cache, vae.device, num_threads)
+    session = choose_session(decoder_graph(vae), engine, cache, vae.device, num_threads, triton_url)
     if session is None:
         return vae.decode
 

@@ -60,7 +60,8 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
         device = setup_device(settings.device, settings.num_threads)
         threads = settings.num_threads or os.cpu_count() or 1
         self.vae = TorchAutoencoder(settings.family, device)
-        self.decode = open_decode(self.vae, settings.engine, settings.onnx_cache, threads)
+        engine = settings.engine, settings.onnx_cache, threads, settings.triton_url
+        self.decode = open_decode(self.vae, *engine)
         self.weights_digest = weights_digest(settings.family, "vae")
         image = self.decode(torch.zeros(1, self.vae.latent_channels, 8, 8))
         self.vae.encode(image, image.width, image.height)

@@ -2,8 +2,9 @@
 
 On a CPU every row is a forward of its own, on one thread, as many at a time as there are cores: small
 forwards lose more at OpenMP's barriers than they gain from a second thread. On a GPU a step's rows are one
-forward. Steps run in the order of arrival; a trajectory has at most one waiting, so that order is fair, and a
-step's bits depend on nothing but itself: not on how many other trajectories are open.
+forward. Triton gets every row for itself, and puts together what waits there. Steps run in the order of
+arrival; a trajectory has at most one waiting, so that order is fair, and a step's bits depend on nothing but
+itself: not on how many other trajectories are open.
 """
 
 import asyncio
@@ -32,6 +33,16 @@ STEP_SECONDS = Histogram(
     "Seconds of one step in the denoiser, waiting included; its count is the steps done.",
     buckets=SECONDS_BUCKETS,
 )
+
+
+TRITON_CALLS = 16  # at a time; the forwards are the server's
+
+
+def forwards_at_a_time(engine: str, device: torch.device, num_cores: int) -> int:
+    """Rows that are on their way at one time; 1: a step's rows go together."""
+    if engine == "triton":
+        return TRITON_CALLS
+    return num_cores if device.type == "cpu" else 1
 
 
 class StepQueue:

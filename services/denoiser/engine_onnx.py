@@ -1,11 +1,15 @@
-"""The UNet in ONNX Runtime: forward passes only. What needs gradients or the attention stays on torch."""
+"""The UNet as a graph, in ONNX Runtime or on Triton: forward passes only.
+
+What needs gradients or the attention stays on torch.
+"""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sfumato.common.onnx_graph import Graph, Session, choose_session
+from sfumato.common.engines import GraphSession, choose_session
+from sfumato.common.onnx_graph import Graph
 from sfumato.denoiser.conditioning import Conditioning, needed
 from sfumato.denoiser.engine_torch import TorchUNet, Unet
 
@@ -13,7 +17,7 @@ from sfumato.denoiser.engine_torch import TorchUNet, Unet
 class OnnxUNet:
     """As TorchUNet; may be called from several threads at once."""
 
-    def __init__(self, config: Any, session: Session) -> None:
+    def __init__(self, config: Any, session: GraphSession) -> None:
         """config: the model's; session: of `unet_graph`."""
         self.config = config
         self._session = session
@@ -28,10 +32,12 @@ class OnnxUNet:
         )
 
 
-def open_unet(unet: TorchUNet, engine: str, cache: Path) -> Unet:
+def open_unet(unet: TorchUNet, engine: str, cache: Path, triton_url: str = "") -> Unet:
     """The UNet for forward passes: OnnxUNet, or `unet` itself where choose_session says torch."""
     # One thread a forward: the step queue runs as many forwards at a time as there are cores.
-    session = choose_session(unet_graph(unet), engine, cache, unet.device, num_threads=1)
+    session = choose_session(
+        unet_graph(unet), engine, cache, unet.device, num_threads=1, triton_url=triton_url
+    )
     return OnnxUNet(unet.config, session) if session else unet
 
 

@@ -23,7 +23,7 @@ from sfumato.common.weights import engine_version, weights_digest
 from sfumato.denoiser.attention import AttentionUNet, num_cross_attention_layers
 from sfumato.denoiser.attention_messages import attention_messages, control_of, places_of
 from sfumato.denoiser.attention_steps import edit_step, step_with_attention
-from sfumato.denoiser.batching import StepQueue
+from sfumato.denoiser.batching import StepQueue, forwards_at_a_time
 from sfumato.denoiser.conditioning import Conditioning, guidance_embedding, needed
 from sfumato.denoiser.config import MAX_TOKENS, DenoiserSettings
 from sfumato.denoiser.engine_onnx import open_unet
@@ -34,6 +34,8 @@ from sfumato.denoiser.open_models import open_models
 from sfumato.denoiser.probes import Control
 
 POOLED: tuple[Literal["pooled_prompt_embeds", "time_ids"], ...] = ("pooled_prompt_embeds", "time_ids")
+# Not "triton": a GPU's torch brings a compiler of that name.
+ENGINE_NAMES = {"auto": "onnxruntime", "triton": "Triton Inference Server"}
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,14 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         workers = self.settings.num_threads or os.cpu_count() or 1
         self.torch_unet = await asyncio.to_thread(TorchUNet, family, device)
         settings = self.settings
-        self.unet = await asyncio.to_thread(open_unet, self.torch_unet, settings.engine, settings.onnx_cache)
+        self.unet = await asyncio.to_thread(
+            open_unet, self.torch_unet, settings.engine, settings.onnx_cache, settings.triton_url
+        )
         self.weights_digest = await asyncio.to_thread(weights_digest, family, "unet")
-        named = {"auto": "onnxruntime"}.get(settings.engine, settings.engine)
+        named = ENGINE_NAMES.get(settings.engine, settings.engine)
         self.engine = engine_version("torch" if self.unet is self.torch_unet else named, device)
         self.attention = AttentionUNet(self.torch_unet.model, device)
-        self.queue = StepQueue(self.unet, 1 if device.type != "cpu" else workers)
+        self.queue = StepQueue(self.unet, forwards_at_a_time(settings.engine, device, workers))
         self.gradients = GradientQueue(self.torch_unet, workers)
         config = self.unet.config
         latents = torch.zeros(1, config.in_channels, config.sample_size, config.sample_size)

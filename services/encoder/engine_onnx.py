@@ -1,25 +1,36 @@
-"""The text encoder in ONNX Runtime. The joint space, whose gradients are asked for, stays on torch."""
+"""The text encoder as a graph, in ONNX Runtime or on Triton.
+
+The joint space, whose gradients are asked for, stays on torch.
+"""
 
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 
-from sfumato.common.onnx_graph import Graph, choose_session
+from sfumato.common.engines import choose_session
+from sfumato.common.onnx_graph import Graph
 from sfumato.encoder.engine_torch import TextEncoder
 
+log = structlog.get_logger()
 
-def use_engine(encoder: TextEncoder, engine: str, cache: Path, num_threads: int) -> None:
-    """Gives the encoder ONNX Runtime's forward, unless choose_session says torch.
+
+def use_engine(
+    encoder: TextEncoder, engine: str, cache: Path, num_threads: int, triton_url: str = ""
+) -> None:
+    """Gives the encoder its graph's forward, unless choose_session says torch.
 
     Args:
         encoder: the model in torch.
-        engine, cache: as choose_session has them.
+        engine, cache, triton_url: as choose_session has them.
         num_threads: CPU threads of one run.
     """
     if len(encoder.towers) > 1:
-        return  # two outputs of two models, once a request: torch runs them
-    session = choose_session(text_graph(encoder), engine, cache, encoder.device, num_threads)
+        # Two outputs of two models, once a request.
+        log.info("two text encoders run on torch, whatever the engine", engine=engine)
+        return
+    session = choose_session(text_graph(encoder), engine, cache, encoder.device, num_threads, triton_url)
     if session is not None:
         encoder.forward = session.run
 

@@ -56,7 +56,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         device = setup_device(settings.device, settings.num_threads)
         threads = settings.num_threads or os.cpu_count() or 1
         self.text_encoder = TextEncoder(settings.family, device)
-        use_engine(self.text_encoder, settings.engine, settings.onnx_cache, threads)
+        use_engine(self.text_encoder, settings.engine, settings.onnx_cache, threads, settings.triton_url)
         if source := clip_source(settings.family, settings.clip):
             self.joint = JointEncoder(source, device)
         if (self.settings.family / "clip_noised").is_dir():

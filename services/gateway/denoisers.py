@@ -24,7 +24,7 @@ from sfumato.gateway.alignment import AttentionControl
 from sfumato.gateway.attention_maps import LayerMaps
 from sfumato.gateway.conditioning import Conditioning
 from sfumato.gateway.denoiser_attention import control_message, layer_maps
-from sfumato.gateway.failures import is_lost
+from sfumato.gateway.failures import is_lost, own_words
 from sfumato.gateway.replicas import Replica, Replicas, pick
 from sfumato.gateway.stages import STEP_SECONDS
 
@@ -148,9 +148,10 @@ class DenoiserStream:
                 return await asyncio.wait_for(self._exchange(request), self._step_seconds)
             except (grpc.aio.AioRpcError, TimeoutError, asyncio.InvalidStateError) as error:
                 self._lose(error)
+                said = own_words(error)
             if time.monotonic() >= give_up:
                 targets = ", ".join(self._replicas.targets)
-                raise Unavailable(f"no denoiser answers ({targets}); try again later")
+                raise Unavailable(f"no denoiser answers ({targets}{said}); try again later")
             self.num_replayed_steps += 1
             REPLAYED.inc()
             await asyncio.sleep(RETRY_SECONDS)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import grpc
 
 from sfumato.common.errors import DeadlineExceeded, Unavailable
-from sfumato.common.status import ForwardedError
+from sfumato.common.status import DETAILS_KEY, ForwardedError
 
 # What a call ends with when the service dies or drains. Our own cancellation is an asyncio.CancelledError.
 GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
@@ -20,6 +20,14 @@ def is_lost(error: grpc.aio.AioRpcError) -> bool:
     """
     unfinished = error.code() is grpc.StatusCode.INTERNAL and error.details() == "Internal error from Core"
     return unfinished or error.code() in LOST
+
+
+def own_words(error: Exception) -> str:
+    """A colon and why a service cannot, in its own words; nothing where gRPC alone speaks."""
+    if not isinstance(error, grpc.aio.AioRpcError):
+        return ""
+    spoken = any(key == DETAILS_KEY for key, _ in error.trailing_metadata() or ())
+    return f": {error.details()}" if spoken else ""
 
 
 @contextlib.contextmanager

@@ -16,10 +16,6 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 
-from sfumato.denoiser.conditioning import Conditioning
-from sfumato.denoiser.config import DenoiserSettings
-from sfumato.denoiser.engine_onnx import open_unet
-from sfumato.denoiser.engine_torch import TorchUNet, Unet
 from sfumato.gateway.sampling import make_scheduler
 from sfumato_client import Client
 from sfumato_client.requests import GenerateOptions
@@ -32,27 +28,6 @@ OPTIONS: GenerateOptions = {
     "scheduler": "dpmpp_2m",
     "seed": 1,
 }
-
-
-def step_ratio(family: Path, repeats: int) -> float:
-    """Time of one UNet row in ONNX Runtime over torch's, each on one thread, as the denoiser runs it."""
-    torch_unet = TorchUNet(family, torch.device("cpu"))
-    onnx_unet = open_unet(torch_unet, "onnxruntime", DenoiserSettings().onnx_cache)
-    assert onnx_unet is not torch_unet, "the log above says why there is no graph"
-    config, threads = torch_unet.config, torch.get_num_threads()
-    latents = torch.randn(1, config.in_channels, config.sample_size, config.sample_size)
-    conditioning = Conditioning(torch.randn(1, 32, config.cross_attention_dim))
-
-    def seconds(unet: Unet) -> float:
-        start = time.perf_counter()
-        unet.noise_pred(latents, 500.0, conditioning)
-        return time.perf_counter() - start
-
-    torch.set_num_threads(1)
-    pairs = [(seconds(onnx_unet), seconds(torch_unet)) for _ in range(repeats)]
-    torch.set_num_threads(threads)
-    onnx_seconds, torch_seconds = (statistics.median(column) for column in zip(*pairs[3:], strict=True))
-    return onnx_seconds / torch_seconds
 
 
 def main() -> None:
@@ -99,7 +74,6 @@ def main() -> None:
                 "pipeline_seconds": round(pipeline_seconds, 4),
                 "served_seconds": round(served_seconds, 4),
                 "latency_ratio": round(served_seconds / pipeline_seconds, 3),
-                "onnxruntime_step_ratio": round(step_ratio(arguments.family, 60), 3),
                 "clients": arguments.clients,
                 "served_images_per_second": round(num_images / together, 3),
                 "pipeline_images_per_second": round(num_images / one_by_one, 3),

@@ -207,5 +207,5 @@ def test_a_gpu_without_its_provider_is_refused(torch_unet: TorchUNet, tmp_path: 
 @pytest.mark.parametrize("engine", ["tensorflow", "", "ONNX"])
 def test_an_unknown_engine_is_refused(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SFUMATO_DENOISER_ENGINE", engine)
-    with pytest.raises(ValueError, match="'auto', 'torch' or 'onnxruntime'"):
+    with pytest.raises(ValueError, match="'auto', 'torch', 'onnxruntime' or 'triton'"):
         DenoiserSettings()
