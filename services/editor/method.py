@@ -19,13 +19,15 @@ with one `Method` record, which registry.py lists. A run is resumed in another p
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from PIL import Image
+
+from sfumato.editor.video import Video
 
 Tensors = dict[str, torch.Tensor]
 
@@ -52,8 +54,10 @@ class Inputs:
     """The images of a request, RGB, and what an earlier operation made."""
 
     image: Image.Image | None = None  # what is edited
-    mask: Image.Image | None = None  # the image's size; white is repainted
+    mask: Image.Image | None = None  # the image's size, or of the video's first frame; white is repainted
     image_prompts: tuple[Image.Image, ...] = ()
+    video: Video | None = None  # what is edited
+    mask_video: Video | None = None  # a mask for each frame of it
     earlier: Tensors = field(default_factory=dict)  # result tensors of the operation that an option names
 
 
@@ -110,8 +114,8 @@ class State(Protocol):
     def preview(self) -> Image.Image:
         """The image as it is now."""
 
-    def result(self) -> dict[str, Image.Image | Tensors]:
-        """ "image" and what else the method makes, such as "edit_layer" (RGBA) or "mapper" (tensors)."""
+    def result(self) -> Mapping[str, Image.Image | Video | Tensors]:
+        """ "image" or "video", and what else there is, such as "edit_layer" (RGBA) or "mapper" (tensors)."""
 
 
 def nothing_to_check(options: Any, inputs: Inputs) -> None:
@@ -130,6 +134,7 @@ class Method:
     run: Callable[[Any], Iterator[Progress]]
     # What concerns several options, or options and inputs: raises InvalidArgument before anything is queued.
     check: Callable[[Any, Inputs], None] = nothing_to_check
+    packages: tuple[str, ...] = ()  # that it imports beyond those of every editor: the extra `video`
 
 
 def whole(default: int, low: int, high: int) -> int:

@@ -52,3 +52,16 @@ def working_size(
 def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Resized (bicubic) where it is not of that (width, height)."""
     return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def side_by_side(*rows: list[Image.Image]) -> Image.Image:
+    """Pictures in rows, on black."""
+    size = max(sum(p.width for p in row) for row in rows), sum(max(p.height for p in row) for row in rows)
+    sheet, top = Image.new("RGB", size), 0
+    for row in rows:
+        left = 0
+        for picture in row:
+            sheet.paste(picture, (left, top))
+            left += picture.width
+        top += max(picture.height for picture in row)
+    return sheet

@@ -1,5 +1,6 @@
 """Which editing methods there are."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from sfumato.common.errors import NotFound, Unimplemented
@@ -28,8 +29,10 @@ METHODS: dict[str, Method] = {module.METHOD.name: module.METHOD for module in _M
 
 
 def offered(family: Path) -> list[Method]:
-    """The methods whose weights the family has."""
-    return [method for method in METHODS.values() if not missing(method, family)]
+    """The methods whose weights the family has, and whose packages are installed."""
+    return [
+        method for method in METHODS.values() if not missing(method, family) and not not_installed(method)
+    ]
 
 
 def missing(method: Method, family: Path) -> list[str]:
@@ -37,15 +40,22 @@ def missing(method: Method, family: Path) -> list[str]:
     return [part for part in method.parts if not (family / part).is_dir()]
 
 
+def not_installed(method: Method) -> list[str]:
+    """Packages that the method needs and that are not there."""
+    return [package for package in method.packages if find_spec(package) is None]
+
+
 def method_of(name: str, family: Path) -> Method:
     """
     Raises:
-        Unimplemented: there is no such method.
+        Unimplemented: there is no such method, or this installation lacks a package that it needs.
         NotFound: the family lacks its weights; the message says which.
     """
     method = METHODS.get(name)
     if method is None:
         raise Unimplemented(f"{name} is no method of this editor; {', '.join(METHODS)} are")
+    if packages := not_installed(method):
+        raise Unimplemented(f"{name} needs {', '.join(packages)} here: pip install sfumato[video]")
     if parts := missing(method, family):
         raise NotFound(f"{name} needs {'/, '.join(parts)}/, which {family_name(family)} does not have")
     return method

@@ -22,6 +22,7 @@ from sfumato.editor.edits import Edit, encode_png, load
 from sfumato.editor.measures import CHECKPOINT_SECONDS, ITERATION_SECONDS, QUEUE_SECONDS, count_end
 from sfumato.editor.method import Models, Progress, State, Tensors
 from sfumato.editor.registry import method_of
+from sfumato.editor.video import Video, encode_mp4
 
 log = structlog.get_logger()
 
@@ -180,10 +181,14 @@ class Runner:
         count_end(edit.method, "succeeded")
         return {**chunk, "result": result}
 
-    def _kept(self, edit: Edit, name: str, made: Image.Image | Tensors) -> tuple[str, int]:
+    def _kept(self, edit: Edit, name: str, made: Image.Image | Video | Tensors) -> tuple[str, int]:
         """Writes a part of the result; returns the file's name and size."""
-        data = safetensors.torch.save(made) if isinstance(made, dict) else encode_png(made)
-        file = f"{name}.safetensors" if isinstance(made, dict) else f"{name}.png"
+        if isinstance(made, Video):
+            file, data = f"{name}.mp4", encode_mp4(made)
+        elif isinstance(made, Image.Image):
+            file, data = f"{name}.png", encode_png(made)
+        else:
+            file, data = f"{name}.safetensors", safetensors.torch.save(made)
         self.store.write(result_path(edit.id, file), data)
         return file, len(data)
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from sfumato.editor.method import Inputs, Method
+from sfumato.editor.video import Video
 
 
 def finish(method: Method, state: Any) -> Any:
@@ -35,5 +36,12 @@ def assert_resumes_bit_for_bit(method: Method, options: Any, inputs: Inputs, mod
     assert expected.keys() == got.keys()
     assert all(torch.equal(expected[name], got[name]) for name in expected)
     assert any(not torch.equal(expected[name], saved[name]) for name in expected)
-    assert whole.result()["image"].tobytes() == second.result()["image"].tobytes()
+    expected, got = whole.result(), second.result()
+    assert all(_bytes(expected[name]) == _bytes(got[name]) for name in ("image", "video") if name in expected)
     return whole
+
+
+def _bytes(made: Any) -> bytes:
+    """Of a picture or a clip."""
+    pixels: bytes = (made.frames if isinstance(made, Video) else made).tobytes()
+    return pixels

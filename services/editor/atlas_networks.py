@@ -1,0 +1,98 @@
+"""The networks of layered neural atlases (Kasten et al. 2021, section 3 and appendix).
+
+Coordinates of a video point are (x, y, t) in [-1, 1]: x and y by the larger side, t by the number of frames.
+Each layer's mapping takes it to uv in [-1, 1]^2; one atlas network holds both layers, the foreground in its
+positive quadrant, the background in its negative one.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+LEAST_ALPHA, ALPHA_RANGE = 0.001, 0.99
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Width and depth of the networks, and bands of the encodings."""
+
+    width: int
+    foreground_layers: int
+    background_layers: int
+    alpha_layers: int
+    atlas_layers: int
+    alpha_bands: int
+    atlas_bands: int
+
+
+def encode(x: torch.Tensor, num_bands: int) -> torch.Tensor:
+    """[..., d] to [..., 2 d num_bands]: sine and cosine of 2^k pi x (Mildenhall et al. 2020, equation 4)."""
+    frequencies = math.pi * 2.0 ** torch.arange(num_bands, device=x.device, dtype=x.dtype)
+    angles = (x[..., None] * frequencies).flatten(-2)
+    return torch.cat([angles.sin(), angles.cos()], -1)
+
+
+class Perceptron(nn.Module):
+    """Linear layers with ReLU between them and tanh at the end; `skips` see the input again."""
+
+    def __init__(
+        self, num_in: int, num_out: int, width: int, num_layers: int, skips: tuple[int, ...] = ()
+    ) -> None:
+        super().__init__()
+        self.skips = skips
+        sizes = [num_in, *[width] * (num_layers - 1), num_out]
+        self.layers = nn.ModuleList(
+            nn.Linear(into + (num_in if index in skips else 0), out)
+            for index, (into, out) in enumerate(pairwise(sizes))
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[k, num_in] to [k, num_out] in (-1, 1)."""
+        hidden = x
+        for index, layer in enumerate(self.layers):
+            hidden = torch.relu(hidden) if index else hidden
+            hidden = layer(torch.cat([hidden, x], -1) if index in self.skips else hidden)
+        return torch.tanh(hidden)
+
+
+class AtlasNetworks(nn.Module):
+    """Two mappings, the opacity and the atlas."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.sizes, width = sizes, sizes.width
+        self.foreground = Perceptron(3, 2, width, sizes.foreground_layers)
+        self.background = Perceptron(3, 2, width, sizes.background_layers)
+        self.opacity = Perceptron(6 * sizes.alpha_bands, 1, width, sizes.alpha_layers)
+        self.atlas = Perceptron(4 * sizes.atlas_bands, 3, width, sizes.atlas_layers, (4, 7))
+
+    def uv(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[k, 3] to the foreground's and the background's uv [k, 2]."""
+        return self.foreground(points), self.background(points)
+
+    def alpha(self, points: torch.Tensor) -> torch.Tensor:
+        """[k, 3] to the foreground's opacity [k], 0.001 to 0.991."""
+        raw: torch.Tensor = self.opacity(encode(points, self.sizes.alpha_bands))[:, 0]
+        return LEAST_ALPHA + ALPHA_RANGE * (raw + 1) / 2
+
+    def colours(self, foreground_uv: torch.Tensor, background_uv: torch.Tensor) -> torch.Tensor:
+        """Both layers' colours at uv [k, 2]: [2, k, 3] in (0, 1), the foreground first."""
+        places = torch.stack([foreground_uv * 0.5 + 0.5, background_uv * 0.5 - 0.5])
+        raw: torch.Tensor = self.atlas(encode(places.flatten(0, 1), self.sizes.atlas_bands))
+        return ((raw + 1) / 2).unflatten(0, places.shape[:2])
+
+
+def composite(alpha: torch.Tensor, colours: torch.Tensor) -> torch.Tensor:
+    """Alpha [k] and colours [2, k, 3] to alpha c_f + (1 - alpha) c_b [k, 3]."""
+    return alpha[:, None] * colours[0] + (1 - alpha)[:, None] * colours[1]
+
+
+def coordinates(pixels: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
+    """Pixels [k, 3] (x, y, t; also between pixels) of a clip of (n, h, w) to [-1, 1]."""
+    num_frames, height, width = shape
+    largest = max(height, width)
+    middle = pixels.new_tensor([(width - 1) / 2, (height - 1) / 2, (num_frames - 1) / 2])
+    return (pixels - middle) * pixels.new_tensor([2 / largest, 2 / largest, 2 / num_frames])

@@ -1,0 +1,258 @@
+"""Layered neural atlases (Kasten et al. 2021): a clip as two pictures, and where its pixels lie in them.
+
+A point p = (x, y, t) has a uv in the foreground's and one in the background's atlas, and an opacity alpha:
+
+    c(p) = alpha c_f(uv_f) + (1 - alpha) c_b(uv_b)                                       equation 1
+    loss = 5000 |c - c*|^2 + 1000 |grad c - grad c*|^2      reconstruction
+         + rigidity of both mappings over 1 pixel, at first also over many
+         + 5 |uv(p) - uv(p + flow)| + 49 |alpha(p) - alpha(p + flow)|
+         + 1000 |c_f (1 - alpha)|^2                          sparsity
+         + 2000 cross-entropy(alpha, mask)                   at first
+
+The mappings start as the identity times 0.8. Frames are uint8 [n, h, w, 3]. Flow: DIS (flow.py). Mask: for
+each frame or for the first, or found from the motion (motion_mask.py). Pixels are drawn in blocks of
+2 x 2 (atlas_losses.py says why); the paper draws single ones.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from sfumato.common.errors import InvalidArgument
+from sfumato.common.seeding import generator_of, initialise
+from sfumato.editor import atlas_losses as terms
+from sfumato.editor.atlas_networks import AtlasNetworks, Sizes, composite, coordinates
+from sfumato.editor.decomposition import Decomposition, atlas_picture, render_frame
+from sfumato.editor.flow import Flows, estimate
+from sfumato.editor.method import Inputs, Method, Models, Progress, Tensors, real, whole
+from sfumato.editor.motion_mask import mask_of
+from sfumato.editor.optimised import Optimised, iterate
+from sfumato.editor.pixels import side_by_side
+from sfumato.editor.video import Video
+
+UV_SCALE = 0.8  # of the mappings' start
+REFERENCE_SIDE = 768  # of the paper's clips, whose distance in pixels far_pixels is
+
+
+@dataclass(frozen=True)
+class Options:
+    """Defaults: ykasten/layered-neural-atlases. Distances in pixels are those of the clip."""
+
+    seed: int = whole(0, 0, 2**63 - 1)
+    num_iterations: int = whole(400_000, 1, 400_000)
+    num_pretraining_iterations: int = whole(100, 0, 10_000)  # of the mappings, before the others
+    learning_rate: float = real(1e-4, 0.0, 1.0)  # Adam
+    rate_decay: float = real(1.0, 1e-4, 1.0)  # what the rate has fallen to at the end, along a half cosine
+    batch_size: int = whole(10_000, 4, 100_000)  # pixels an iteration
+    size: int = whole(0, 0, 768)  # longest side in pixels; 0: the clip's, at most 768
+    width: int = whole(256, 8, 512)  # of every layer
+    foreground_layers: int = whole(6, 2, 12)
+    background_layers: int = whole(4, 2, 12)
+    alpha_layers: int = whole(8, 2, 12)
+    atlas_layers: int = whole(8, 2, 12)
+    alpha_bands: int = whole(5, 1, 12)
+    atlas_bands: int = whole(10, 1, 12)
+    num_flow_spans: int = whole(1, 1, 6)  # flow over 1, 2, 4 ... frames
+    lambda_colour: float = real(5000.0, 0.0, 1e6)
+    lambda_gradient: float = real(1000.0, 0.0, 1e6)
+    lambda_rigidity: float = real(1.0, 0.0, 1e6)
+    lambda_far_rigidity_foreground: float = real(5.0, 0.0, 1e6)
+    lambda_far_rigidity_background: float = real(50.0, 0.0, 1e6)
+    far_pixels: float = real(100.0, 1.0, 1e4)  # at a longest side of 768; smaller clips in proportion
+    num_far_iterations: int = whole(5000, 0, 400_000)
+    lambda_flow: float = real(5.0, 0.0, 1e6)
+    lambda_alpha_flow: float = real(49.0, 0.0, 1e6)
+    lambda_sparsity: float = real(1000.0, 0.0, 1e6)
+    lambda_bootstrap: float = real(2000.0, 0.0, 1e6)
+    num_bootstrap_iterations: int = whole(10_000, 0, 400_000)
+
+    def sizes(self) -> Sizes:
+        """Of the networks."""
+        return Sizes(
+            self.width, self.foreground_layers, self.background_layers, self.alpha_layers, self.atlas_layers,
+            self.alpha_bands, self.atlas_bands,
+        )  # fmt: skip
+
+
+class State(Optimised):
+    """The networks, Adam's moments, and the clip with its flow and mask."""
+
+    def __init__(
+        self, options: Options, networks: AtlasNetworks, video: Video, flows: Flows, mask: torch.Tensor
+    ) -> None:
+        device = mask.device
+        optimizer = torch.optim.Adam(networks.parameters(), lr=options.learning_rate)
+        total = options.num_pretraining_iterations + options.num_iterations
+        generator = generator_of(options.seed, device)
+        super().__init__(total, dict(networks.named_parameters()), optimizer, generator)
+        self.options, self.networks, self.video, self.mask = options, networks, video, mask
+        self.frames = torch.from_numpy(video.frames).to(device)
+        self.shape = (self.frames.shape[0], self.frames.shape[1], self.frames.shape[2])
+        self.offsets = torch.tensor(flows.offsets, device=device)
+        self.flow = torch.from_numpy(flows.flow).to(device)
+        self.consistent = torch.from_numpy(flows.consistent).to(device)
+
+    @property
+    def pixels_per_uv(self) -> float:
+        """What a distance in uv is in pixels: half the longest side."""
+        return max(self.shape[1:]) / 2
+
+    def decomposition(self) -> Decomposition:
+        """As it is now."""
+        return Decomposition(self.networks, self.frames, self.video.frame_rate)
+
+    def preview(self) -> Image.Image:
+        """A frame, its reconstruction, its alpha; below the two atlases."""
+        found, middle = self.decomposition(), self.shape[0] // 2
+        return side_by_side(
+            [Image.fromarray(self.video.frames[middle]), *render_frame(found, middle)],
+            [atlas_picture(found, layer) for layer in ("foreground", "background")],
+        )
+
+    def result(self) -> dict[str, Image.Image | Video | Tensors]:
+        """The reconstruction as a video, alpha as one, both atlases, and the decomposition."""
+        found = self.decomposition()
+        rendered = [render_frame(found, t) for t in range(self.shape[0])]
+        videos = [
+            Video.of_images(pictures, self.video.frame_rate) for pictures in zip(*rendered, strict=True)
+        ]
+        return {
+            "video": videos[0],
+            "alpha": videos[1],
+            "foreground": atlas_picture(found, "foreground"),
+            "background": atlas_picture(found, "background"),
+            "decomposition": found.tensors(),
+        }
+
+
+def check(options: Options, inputs: Inputs) -> None:
+    """
+    Raises:
+        InvalidArgument: no video, or one of a single frame.
+    """
+    if inputs.video is None:
+        raise InvalidArgument("video", "given", "nothing", "A layered atlas is made of a video.")
+    if len(inputs.video.frames) < 2:
+        raise InvalidArgument("video", "at least 2 frames", len(inputs.video.frames))
+
+
+def start(options: Options, inputs: Inputs, models: Models) -> State:
+    """
+    Raises:
+        InvalidArgument: as `check`, or no foreground was found.
+    """
+    check(options, inputs)
+    assert inputs.video is not None
+    video = inputs.video.fitted(options.size or REFERENCE_SIDE)
+    flows = estimate(video.frames, options.num_flow_spans)
+    mask = torch.from_numpy(mask_of(video.frames, flows, inputs.mask, inputs.mask_video))
+    networks = AtlasNetworks(options.sizes())
+    initialise(networks, generator_of(options.seed))
+    return State(options, networks.to(models.device), video, flows, mask.to(models.device))
+
+
+def step(state: State) -> dict[str, float]:
+    """One iteration of Adam: of the mappings alone at first, then of everything."""
+    options = state.options
+    done = state.iteration - options.num_pretraining_iterations
+    if done < 0:
+        return state.descend({"identity": identity_loss(state)})
+    share = torch.tensor(done / max(1, options.num_iterations - 1), dtype=torch.float64)
+    falling = (1 + torch.cos(torch.pi * share)) / 2
+    state.set_rate(options.learning_rate * float(options.rate_decay + (1 - options.rate_decay) * falling))
+    return state.descend(losses(state, *draw_blocks(state), done))
+
+
+def identity_loss(state: State) -> torch.Tensor:
+    """How far both mappings are from the identity times UV_SCALE, at random points of the clip."""
+    random = torch.rand(state.options.batch_size, 3, generator=state.generator, device=state.mask.device)
+    num_frames, height, width = state.shape
+    points = coordinates(random * random.new_tensor([width - 1, height - 1, num_frames - 1]), state.shape)
+    wanted = UV_SCALE * points[:, :2]
+    return torch.stack([(uv - wanted).square().sum(-1).mean() for uv in state.networks.uv(points)]).sum()
+
+
+def draw_blocks(state: State) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random corners (x, y, t) int64 [b, 3], and the pixels of their 2 x 2 blocks [b, 4, 3]."""
+    num_frames, height, width = state.shape
+    device, count = state.mask.device, max(1, state.options.batch_size // 4)
+    corner = torch.stack(
+        [
+            torch.randint(high, (count,), generator=state.generator, device=device)
+            for high in (width - 1, height - 1, num_frames)
+        ],
+        -1,
+    )
+    moves = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]], device=device)
+    return corner, corner[:, None] + moves
+
+
+def matches(state: State, corner: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """At a random offset each: which corners have consistent flow (bool [b]), and where those lead [k, 3]."""
+    x, y, t = corner.unbind(-1)
+    row = torch.randint(len(state.offsets), x.shape, generator=state.generator, device=x.device)
+    known = state.consistent[row, t, y, x]
+    row, x, y, t = row[known], x[known], y[known], t[known]
+    flow = state.flow[row, t, y, x].float()
+    return known, torch.stack([x + flow[:, 0], y + flow[:, 1], (t + state.offsets[row]).float()], -1)
+
+
+def losses(state: State, corner: torch.Tensor, blocks: torch.Tensor, done: int) -> dict[str, torch.Tensor]:
+    """The weighted terms at blocks of pixels, less those that have ended."""
+    options, networks, count = state.options, state.networks, len(corner)
+    known, there = matches(state, corner)
+    points = coordinates(torch.cat([blocks.flatten(0, 1).float(), there]), state.shape)
+    uvs, alphas = networks.uv(points), networks.alpha(points)
+    inside = 4 * count
+    uv_blocks = [uv[:inside].unflatten(0, (count, 4)) for uv in uvs]
+    alpha, alpha_there = alphas[:inside], alphas[inside:]
+    layers = networks.colours(uvs[0][:inside], uvs[1][:inside])
+    colours = composite(alpha, layers).unflatten(0, (count, 4))
+    x, y, t = blocks.unbind(-1)
+    truth = state.frames[t, y, x].float() / 255
+    alpha_corner = alpha.view(count, 4)[known, 0]
+    found = {
+        "colour": options.lambda_colour * terms.colour_loss(colours, truth),
+        "gradient": options.lambda_gradient * terms.gradient_loss(colours, truth),
+        "sparsity": options.lambda_sparsity * terms.sparsity_loss(layers[0], alpha),
+        "alpha_flow": options.lambda_alpha_flow * terms.alpha_flow_loss(alpha_corner, alpha_there),
+    }
+    scale = state.pixels_per_uv / UV_SCALE
+    weights = (alpha_corner, 1 - alpha_corner)
+    flow = [
+        terms.flow_loss(uv[known, 0], whole_uv[inside:], weight, scale)
+        for uv, whole_uv, weight in zip(uv_blocks, uvs, weights, strict=True)
+    ]
+    found["flow"] = options.lambda_flow * torch.stack(flow).sum()
+    rigid = [terms.rigidity(uv[:, 0], uv[:, 1], uv[:, 2], scale) for uv in uv_blocks]
+    found["rigidity"] = options.lambda_rigidity * torch.stack(rigid).sum()
+    if done < options.num_far_iterations:
+        found["far_rigidity"] = far_rigidity(state, corner, [uv[:, 0] for uv in uv_blocks], scale)
+    if done < options.num_bootstrap_iterations and options.lambda_bootstrap:
+        mask = state.mask[t, y, x].flatten()
+        found["bootstrap"] = options.lambda_bootstrap * terms.bootstrap_loss(alpha, mask)
+    return found
+
+
+def far_rigidity(state: State, corner: torch.Tensor, at: list[torch.Tensor], scale: float) -> torch.Tensor:
+    """Rigidity over far_pixels, weighted by layer; points beyond the frame are points, too."""
+    options = state.options
+    distance = options.far_pixels * max(state.shape[1:]) / REFERENCE_SIDE
+    moves = corner.new_tensor([[1, 0, 0], [0, 1, 0]]).float() * distance
+    points = coordinates((corner[None].float() + moves[:, None]).flatten(0, 1), state.shape)
+    weights = (options.lambda_far_rigidity_foreground, options.lambda_far_rigidity_background)
+    found = []
+    for here, uv, weight in zip(at, state.networks.uv(points), weights, strict=True):
+        right, below = uv.chunk(2)
+        found.append(weight * terms.rigidity(here, right, below, scale / distance))
+    return torch.stack(found).sum()
+
+
+def run(state: State) -> Iterator[Progress]:
+    """Iterates to the end of the run."""
+    return iterate(state, step)
+
+
+METHOD = Method("layered-atlas", Options, (), False, start, run, check, packages=("av", "cv2"))
