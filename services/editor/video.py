@@ -17,7 +17,8 @@ from sfumato.common.errors import InvalidArgument, ResourceExhausted
 KINDS = "an MP4, WebM or GIF file"
 LEAST_SHARE = 0.9  # of the frames that the header promises; fewer: the file is cut off
 MAX_RATE = 240.0  # frames a second
-MP4 = {"crf": "14", "threads": "1"}  # one thread: the same bytes each time
+# The same bytes each time: x264's lookahead depends on memory beyond small frames.
+MP4 = {"crf": "14", "threads": "1", "x264-params": "rc-lookahead=0:mbtree=0:bframes=0"}
 
 
 @dataclass(frozen=True)
