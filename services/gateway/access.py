@@ -81,6 +81,12 @@ class Access:
             return nullcontext()
         return self._quotas.admitted(caller.tenant, self._watched.current().quota(caller.tenant))
 
+    def counted(self, tenant: str) -> AbstractContextManager[None]:
+        """Counts a tenant's request that runs on without a call."""
+        if self._watched is None:
+            return nullcontext()
+        return self._quotas.counted(tenant, self._watched.current().quota(tenant))
+
     def share(self, tenant: str) -> float:
         """A tenant's weight where requests wait."""
         return 1.0 if self._watched is None else self._watched.current().quota(tenant).share

@@ -36,6 +36,12 @@ class GatewaySettings(ServerSettings):
     max_queued_bytes: int = Field(
         256 * 2**20, gt=0, description="Most bytes that waiting requests hold, 64 KiB each and their images."
     )
+    max_job_bytes: int = Field(
+        256 * 2**20, gt=0, description="Most bytes kept for those who join a request again by its id."
+    )
+    max_keep_seconds: float = Field(
+        3600.0, gt=0, description="Longest time that a request with an id goes on, or is kept, unread."
+    )
     max_prompt_characters: int = Field(1000, gt=0, description="Longest prompt, in characters.")
     max_num_inference_steps: int = Field(1000, gt=0, description="Most steps of a request.")
     max_pixels: int = Field(512 * 512, gt=0, description="Largest image made, width times height.")

@@ -1,9 +1,10 @@
 """Messages to generations and their events back to messages."""
 
 import asyncio
+import contextlib
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import grpc
 import structlog
@@ -25,6 +26,9 @@ from sfumato.gateway.fair_queue import Demand, FairQueue, Limits
 from sfumato.gateway.generate_messages import given_fields, scheduler_value, to_response
 from sfumato.gateway.generation import Generation, pace_key
 from sfumato.gateway.guidance_messages import kind_value
+from sfumato.gateway.job import Event as JobEvent
+from sfumato.gateway.job_messages import as_event, check_handling, fingerprint
+from sfumato.gateway.jobs import Jobs
 from sfumato.gateway.message_parts import given_priority, take_request_id
 from sfumato.gateway.pace import Pace
 from sfumato.gateway.parameters import FamilyInfo, Parameters, resolve
@@ -63,6 +67,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
             settings.max_concurrent_images, settings.max_queued_row_steps, settings.max_queued_bytes
         )
         self.pace = Pace()
+        self.jobs: Jobs[gateway_pb2.GenerateResponse] = Jobs(settings.max_job_bytes, self.admission.counted)
         self.queue = FairQueue(limits, self.pace.row_steps_per_second)
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -89,6 +94,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
                 self.services = ModelServices(self.settings, self.concepts)
 
     async def close(self) -> None:
+        await self.jobs.close()
         if hasattr(self, "services"):
             await self.services.close()
         await self.editing.close()
@@ -119,18 +125,50 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         self, request: gateway_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[gateway_pb2.GenerateResponse]:
         take_request_id(request.request_id)
+        policy = check_handling(request, self.settings.max_keep_seconds)
+        deadline = self._deadline()
+        responses = self._responses(request, deadline)
+        if request.request_id:
+            key, start = (calls.caller.get().tenant, request.request_id), request.resume_from
+            job = self.jobs.join(
+                key, fingerprint(request), policy, start, lambda: self._job_events(request, key, deadline)
+            )
+            responses = job.follow(start)
+        async with contextlib.aclosing(responses):
+            async for response in responses:
+                yield response
+
+    async def _job_events(
+        self, request: gateway_pb2.GenerateRequest, key: tuple[str, str], deadline: float
+    ) -> AsyncGenerator[JobEvent[gateway_pb2.GenerateResponse]]:
+        """As _responses, in the job's own task; sent again as resolved, the request is still the same."""
+        calls.deadline.set(None)  # a stream's is not the job's: when it passes, that stream ends
+        async with contextlib.aclosing(self._responses(request, deadline)) as responses:
+            async for response in responses:
+                if response.HasField("accepted") and not (request.image or request.mask):
+                    self.jobs.also(key, fingerprint(response.accepted.parameters))
+                yield as_event(response)
+
+    async def _responses(
+        self, request: gateway_pb2.GenerateRequest, deadline: float
+    ) -> AsyncGenerator[gateway_pb2.GenerateResponse]:
         parameters = resolve(given_fields(request), self.family, self.settings)
         cost = row_steps(parameters, self.family)
-        demand = self._demand(cost, parameters.num_images, input_bytes(parameters), given_priority(request))
+        held, priority = input_bytes(parameters), given_priority(request)
+        demand = self._demand(cost, parameters.num_images, held, priority, deadline)
         queued = 0 if self.queue.starts_at_once(demand) else self.queue.queued_row_steps(demand.tenant)
-        self._check_deadline(request, parameters, queued)
+        self._check_deadline(request, parameters, demand, queued)
         async with self.queue.place(demand):
-            self._check_deadline(request, parameters, 0)
+            self._check_deadline(request, parameters, demand, 0)
             pixels = self.settings.max_input_pixels
-            deadline = demand.deadline if request.allow_partial else math.inf
-            generation = Generation(parameters, self.family, self.services, pixels, self.pace, cost, deadline)
+            end = deadline if request.allow_partial else math.inf
+            generation = Generation(parameters, self.family, self.services, pixels, self.pace, cost, end)
+            index = 0
             async for event in generation.events():
-                yield to_response(event, parameters, self.family)
+                response = to_response(event, parameters, self.family)
+                response.event_index = index
+                index += 1
+                yield response
 
     async def EditPrompt(
         self, request: gateway_pb2.EditPromptRequest, context: Context
@@ -138,7 +176,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         take_request_id(request.request_id)
         parameters = resolve_edit(given_edit_fields(request), self.family, self.settings)
         cost, held = edit_row_steps(parameters, self.family), input_bytes(parameters.source)
-        async with self.queue.place(self._demand(cost, 2, held, given_priority(request))):
+        async with self.queue.place(self._demand(cost, 2, held, given_priority(request), self._deadline())):
             edit = PromptEdit(parameters, self.family, self.services)
             async for event in edit.events():
                 yield edit_response(event, parameters, self.family)
@@ -149,7 +187,8 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         take_request_id(request.request.request_id)
         settings = resolved_settings(request, given_fields(request.request), self.family, self.settings)
         cost, held = comparison_row_steps(settings, self.family), sum(map(input_bytes, settings))
-        demand = self._demand(cost, settings[0].num_images, held, given_priority(request.request))
+        priority, deadline = given_priority(request.request), self._deadline()
+        demand = self._demand(cost, settings[0].num_images, held, priority, deadline)
         async with self.queue.place(demand):
             pixels = self.settings.max_input_pixels
             comparison = Comparison(settings, self.family, self.services, pixels, self.pace)
@@ -160,21 +199,31 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
                     event=to_response(event, settings[index], self.family),
                 )
 
-    def _demand(self, row_steps: int, num_images: int, num_bytes: int, priority: int) -> Demand:
+    def _deadline(self) -> float:
+        """Of the current call, by time.monotonic; infinity without one."""
+        remaining = calls.remaining_seconds()
+        return math.inf if remaining is None else time.monotonic() + remaining
+
+    def _demand(
+        self, row_steps: int, num_images: int, num_bytes: int, priority: int, deadline: float
+    ) -> Demand:
         """What the current call's client asks for."""
-        tenant, remaining = calls.caller.get().tenant, calls.remaining_seconds()
-        deadline = math.inf if remaining is None else time.monotonic() + remaining
+        tenant = calls.caller.get().tenant
         share = self.admission.share(tenant)
         return Demand(row_steps, num_images, num_bytes, tenant, share, priority, deadline)
 
     def _check_deadline(
-        self, request: gateway_pb2.GenerateRequest, parameters: Parameters, queued_row_steps: int
+        self,
+        request: gateway_pb2.GenerateRequest,
+        parameters: Parameters,
+        demand: Demand,
+        queued_row_steps: int,
     ) -> None:
         """
         Raises:
-            DeadlineExceeded: it cannot be met, and the request takes no less than the whole.
+            DeadlineExceeded: it cannot be met, and the request takes no less than the whole, in time.
         """
-        left = calls.remaining_seconds()
-        if left is not None and not request.allow_partial:
-            num_steps = num_evaluations(parameters, self.family)
+        goes_on = request.on_disconnect == gateway_pb2.ON_DISCONNECT_CONTINUE
+        if math.isfinite(demand.deadline) and not request.allow_partial and not goes_on:
+            num_steps, left = num_evaluations(parameters, self.family), demand.deadline - time.monotonic()
             self.pace.check(pace_key(parameters, self.family), num_steps, queued_row_steps, left)

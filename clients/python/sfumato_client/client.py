@@ -1,5 +1,7 @@
 """`Client` and `AsyncClient`: the same calls, blocking and awaited."""
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from types import TracebackType
 from typing import Self, Unpack
@@ -12,6 +14,7 @@ from sfumato_client.comparison import ComparisonResult, build_comparison
 from sfumato_client.edits import Edits
 from sfumato_client.errors import from_rpc_error
 from sfumato_client.prompt_edits import EditPromptOptions, EditPromptResult, build_edit_prompt
+from sfumato_client.rejoin import Rejoin
 from sfumato_client.requests import GenerateOptions, build_request
 from sfumato_client.results import GenerateResult
 from sfumato_client.security import SecurityOptions, channel_credentials, with_key
@@ -60,14 +63,23 @@ class Client(Edits):
     def generate_events(
         self, prompt: str, **options: Unpack[GenerateOptions]
     ) -> Iterator[gateway_pb2.GenerateResponse]:
-        """The events as they come. Closing the iterator cancels the request."""
-        call = self._stub.Generate(build_request(prompt, options), timeout=self.timeout)
-        try:
-            yield from call
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
-        finally:
-            call.cancel()
+        """The events as they come. Closing the iterator ends the request, or what on_disconnect says.
+
+        With a request_id a stream that is dropped is joined again.
+        """
+        rejoin = Rejoin(build_request(prompt, options), self.timeout)
+        while True:
+            call = self._stub.Generate(rejoin.request, timeout=rejoin.timeout)
+            try:
+                for event in call:
+                    rejoin.saw(event)
+                    yield event
+                return
+            except grpc.RpcError as error:
+                wait = rejoin.wait_seconds(error)
+            finally:
+                call.cancel()
+            time.sleep(wait)
 
     def edit_prompt(
         self, prompt: str, target_prompt: str, **options: Unpack[EditPromptOptions]
@@ -162,15 +174,20 @@ class AsyncClient(AsyncEdits):
     async def generate_events(
         self, prompt: str, **options: Unpack[GenerateOptions]
     ) -> AsyncIterator[gateway_pb2.GenerateResponse]:
-        """The events as they come. Closing the iterator, or cancelling the task, cancels the request."""
-        call = self._stub.Generate(build_request(prompt, options), timeout=self.timeout)
-        try:
-            async for event in call:
-                yield event
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
-        finally:
-            call.cancel()
+        """As Client.generate_events; cancelling the task ends the stream too."""
+        rejoin = Rejoin(build_request(prompt, options), self.timeout)
+        while True:
+            call = self._stub.Generate(rejoin.request, timeout=rejoin.timeout)
+            try:
+                async for event in call:
+                    rejoin.saw(event)
+                    yield event
+                return
+            except grpc.aio.AioRpcError as error:
+                wait = rejoin.wait_seconds(error)
+            finally:
+                call.cancel()
+            await asyncio.sleep(wait)
 
     async def edit_prompt(
         self, prompt: str, target_prompt: str, **options: Unpack[EditPromptOptions]

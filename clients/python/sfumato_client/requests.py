@@ -11,6 +11,7 @@ SCHEDULERS: tuple[str, ...] = tuple(
     name.removeprefix("SCHEDULER_").lower() for name in gateway_pb2.Scheduler.keys()[1:]
 )
 AGGREGATIONS: tuple[str, ...] = ("largest", "all")
+ON_DISCONNECT: tuple[str, ...] = ("cancel", "continue")
 IMAGE_FORMATS: tuple[str, ...] = ("PNG", "JPEG", "WEBP")
 
 
@@ -41,6 +42,8 @@ class GenerateOptions(GuidanceOptions, total=False):
     request_id: str
     priority: int
     allow_partial: bool
+    on_disconnect: str
+    keep_seconds: float | None
     attention_maps: AttentionMapOptions | None
 
 
@@ -61,6 +64,12 @@ def build_request(prompt: str, options: GenerateOptions) -> gateway_pb2.Generate
             if value not in IMAGE_FORMATS:
                 raise ValueError(f"image_format must be one of {', '.join(IMAGE_FORMATS)}, but is {value}")
             value = decoder_pb2.ImageFormat.Value(f"IMAGE_FORMAT_{value}")
+        elif name == "on_disconnect":
+            if not value:
+                continue
+            if value not in ON_DISCONNECT:
+                raise ValueError(f"on_disconnect must be one of {', '.join(ON_DISCONNECT)}, but is {value}")
+            value = gateway_pb2.OnDisconnect.Value(f"ON_DISCONNECT_{str(value).upper()}")
         elif name in ("image", "mask") and not isinstance(value, bytes):
             value = Path(str(value)).read_bytes()
         elif name == "attention_maps":

@@ -49,6 +49,8 @@ class GenerateResult:
                 self.warnings = list(event.accepted.warnings)
             case "image":
                 i = event.image
+                # A request that began anew sends its images again.
+                self.images = [image for image in self.images if image.index != i.index]
                 self.images.append(
                     GeneratedImage(i.index, i.seed, i.data, i.width, i.height, i.partial, i.step, i.num_steps)
                 )

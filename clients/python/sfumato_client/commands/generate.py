@@ -19,7 +19,7 @@ from sfumato_client.console import (
     with_progress,
 )
 from sfumato_client.guidance import CLIP_PATHS, GUIDANCE_KINDS
-from sfumato_client.requests import SCHEDULERS, GenerateOptions
+from sfumato_client.requests import ON_DISCONNECT, SCHEDULERS, GenerateOptions
 from sfumato_client.results import GeneratedImage, GenerateResult
 
 
@@ -75,6 +75,16 @@ def generate(
     clip_path: Annotated[
         str | None, typer.Option(help=f"What CLIP looks at: {', '.join(CLIP_PATHS)}.")
     ] = None,
+    request_id: Annotated[
+        str,
+        typer.Option(help="Joins the same request if it runs or is kept, also after a lost connection."),
+    ] = "",
+    on_disconnect: Annotated[
+        str, typer.Option(help=f"With an id, when nobody reads: {' or '.join(ON_DISCONNECT)}.")
+    ] = "cancel",
+    keep_seconds: Annotated[
+        float | None, typer.Option(help="With an id: how long it goes on unread, and is kept. Default: 300.")
+    ] = None,
     target: Target = "",
     family: FamilyDir = None,
     timeout: Annotated[
@@ -107,6 +117,7 @@ def generate(
     for option, value, known in (
         ("scheduler", scheduler, SCHEDULERS),
         ("guidance", guidance, GUIDANCE_KINDS),
+        ("on-disconnect", on_disconnect, ON_DISCONNECT),
         ("clip-path", clip_path or CLIP_PATHS[0], CLIP_PATHS),
     ):
         if value not in known:
@@ -136,6 +147,9 @@ def generate(
         "gradient_clamp": gradient_clamp,
         "clip_path": clip_path,
         "allow_partial": partial,
+        "request_id": request_id,
+        "on_disconnect": on_disconnect if request_id or on_disconnect != "cancel" else "",
+        "keep_seconds": keep_seconds,
         "priority": priority,
     }
     options.update(_prompts(prompt, prompt_weight or []))

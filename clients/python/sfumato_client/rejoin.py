@@ -1,0 +1,60 @@
+"""A stream of a request with an id goes on after a dropped connection, from the event behind the last."""
+
+import time
+
+import grpc
+from sfumato_protos.v1 import gateway_pb2
+
+from sfumato_client.errors import SfumatoError, from_rpc_error
+
+MAX_REJOINS = 8  # in a row, without an event between
+FIRST_WAIT_SECONDS = 0.1
+MAX_WAIT_SECONDS = 2.0
+
+
+class Rejoin:
+    """Of one request: what to send next, and until when."""
+
+    def __init__(self, request: gateway_pb2.GenerateRequest, timeout: float) -> None:
+        self.request = request
+        self._end = time.monotonic() + timeout
+        self._failures = 0
+
+    @property
+    def timeout(self) -> float:
+        """Seconds left."""
+        return max(0.001, self._end - time.monotonic())
+
+    def saw(self, event: gateway_pb2.GenerateResponse) -> None:
+        """Notes an event: the next stream starts behind it."""
+        self._failures = 0
+        self.request.resume_from = event.event_index + 1
+        if event.HasField("accepted") and not self.request.HasField("seed"):
+            self._seed = event.accepted.parameters.seed
+
+    def wait_seconds(self, error: grpc.RpcError) -> float:
+        """How long to wait before the next stream.
+
+        Raises:
+            SfumatoError: there is to be none: the request has no id, or its failure is the service's own.
+        """
+        failed = from_rpc_error(error)
+        if not self.request.request_id or self._failures >= MAX_REJOINS:
+            raise failed from error
+        if failed.code == "NOT_FOUND" and failed.field == "request_id":
+            # The gateway forgot it, or is another: from the start, with the seed that was drawn.
+            self.request.resume_from = 0
+            if hasattr(self, "_seed"):
+                self.request.seed = self._seed
+        elif failed.code != "UNAVAILABLE" or _is_spoken(failed):
+            raise failed from error
+        wait = min(MAX_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2**self._failures)
+        self._failures += 1
+        if wait >= self.timeout:
+            raise failed from error
+        return wait
+
+
+def _is_spoken(error: SfumatoError) -> bool:
+    """Whether the service says it, and not gRPC of a connection that was lost."""
+    return bool(error.reason)
