@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import onnxruntime
+import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
@@ -69,7 +70,10 @@ class TritonServer:
         """Starts it and waits until it is ready."""
         folder = triton_folder()
         server = folder / "pytriton" / "tritonserver"
-        libraries = f"{folder / 'nvidia_pytriton.libs'}:{sysconfig.get_config_var('LIBDIR')}"
+        python = Path(sysconfig.get_config_var("LIBDIR"))
+        if not list(python.glob(f"libpython{sysconfig.get_python_version()}.so*")):
+            pytest.skip(f"Triton's Python backend needs Python's shared library, and {python} has none")
+        libraries = f"{folder / 'nvidia_pytriton.libs'}:{python}"
         environment = {**os.environ, "LD_LIBRARY_PATH": libraries}
         command = [
             server / "bin" / "tritonserver", "--model-repository", self.repository,
