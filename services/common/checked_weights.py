@@ -73,7 +73,7 @@ def read_weights(folder: Path) -> Weights:
     dtypes: set[str] = set()
     num_bytes = 0
     for file in files:
-        for name, entry in _header(file).items():
+        for name, entry in read_header(file).items():
             shapes[name] = tuple(entry["shape"])
             dtypes.add(entry["dtype"])
             first, end = entry["data_offsets"]
@@ -152,9 +152,14 @@ def _files(folder: Path) -> tuple[tuple[Path, ...], str | None]:
     raise WeightsError(f"{folder} holds no weights: no {STEMS[0]}.safetensors, no {STEMS[1]}.safetensors")
 
 
-def _header(file: Path) -> dict[str, Any]:
+def read_header(file: Path) -> dict[str, Any]:
+    """A safetensors file's entries: dtype, shape and place of each tensor.
+
+    Raises:
+        WeightsError: it is missing, cut short, or no safetensors file.
+    """
     if not file.is_file():
-        raise WeightsError(f"{file} is missing: the index beside it names it")
+        raise WeightsError(f"{file} is missing")
     with file.open("rb") as opened:
         start = opened.read(8)
         if start.startswith((b"PK", b"\x80")):

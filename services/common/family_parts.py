@@ -15,6 +15,9 @@ from sfumato.common.checked_weights import Weights, WeightsError, check_weights
 from sfumato.common.errors import NotFound
 from sfumato.common.family import part_of, read_json
 
+# Of family and part: makes the model.
+Builder = Callable[[Path, str], Callable[[], torch.nn.Module]]
+
 PIPELINES = (
     "StableDiffusionPipeline",
     "StableDiffusionImg2ImgPipeline",
@@ -58,7 +61,7 @@ def check_part(family: Path, part: str, kind: str = "") -> Weights:
     return check_weights(folder, build)
 
 
-def _diffusers(name: str) -> Callable[[Path, str], Callable[[], torch.nn.Module]]:
+def _diffusers(name: str) -> Builder:
     def builder(family: Path, part: str) -> Callable[[], torch.nn.Module]:
         import diffusers
 
@@ -71,7 +74,7 @@ def _diffusers(name: str) -> Callable[[Path, str], Callable[[], torch.nn.Module]
     return builder
 
 
-def _text_encoder(name: str) -> Callable[[Path, str], Callable[[], torch.nn.Module]]:
+def _text_encoder(name: str) -> Builder:
     def builder(family: Path, part: str) -> Callable[[], torch.nn.Module]:
         import transformers
 
@@ -90,7 +93,9 @@ def _open_clip(family: Path, part: str) -> Callable[[], torch.nn.Module]:
     return lambda: open_clip.create_model(source, load_weights=False, device="meta")
 
 
-def _own(load: Callable[[], type[torch.nn.Module]]) -> Callable[[Path, str], Callable[[], torch.nn.Module]]:
+def _own(
+    load: Callable[[], Callable[..., torch.nn.Module]],
+) -> Builder:
     def builder(family: Path, part: str) -> Callable[[], torch.nn.Module]:
         config = read_json(family, part, "config.json")
         return lambda: load()(**config)
@@ -104,10 +109,10 @@ def _noised_clip() -> type[torch.nn.Module]:
     return NoisedImageEncoder
 
 
-def _identity() -> type[torch.nn.Module]:
-    from sfumato.common.identity import IdentityNetwork
+def _identity() -> Callable[..., torch.nn.Module]:
+    from sfumato.common.identity import identity_of
 
-    return IdentityNetwork
+    return lambda **config: identity_of(config)
 
 
 def _stylegan2() -> type[torch.nn.Module]:
@@ -116,7 +121,7 @@ def _stylegan2() -> type[torch.nn.Module]:
     return StyleGAN2
 
 
-_BUILDERS: dict[str, Callable[[Path, str], Callable[[], torch.nn.Module]]] = {
+_BUILDERS: dict[str, Builder] = {
     "unet": _diffusers("UNet2DConditionModel"),
     "vae": _diffusers("AutoencoderKL"),
     "vqgan": _diffusers("VQModel"),

@@ -6,12 +6,14 @@ identity/: config.json (the arguments of IdentityNetwork) and model.safetensors.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
+from sfumato.common.arcface import ArcFace
 from sfumato.common.errors import NotFound
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -61,7 +63,7 @@ class IdentityNetwork(nn.Module):
         return F.normalize(self.head(F.silu(self.norm(x)).flatten(1)).float(), dim=-1)
 
 
-def save_identity(model: IdentityNetwork, folder: Path) -> None:
+def save_identity(model: IdentityNetwork | ArcFace, folder: Path) -> None:
     """Writes a folder, float16."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(model.config, indent=2) + "\n")
@@ -69,7 +71,12 @@ def save_identity(model: IdentityNetwork, folder: Path) -> None:
     save_file(half, folder / WEIGHTS)
 
 
-def load_identity(folder: Path) -> IdentityNetwork:
+def identity_of(config: dict[str, Any]) -> IdentityNetwork | ArcFace:
+    """The network of a config.json: ArcFace's IR-SE50 by its name, else IdentityNetwork by its arguments."""
+    return ArcFace() if config.get("_class_name") == "ArcFace" else IdentityNetwork(**config)
+
+
+def load_identity(folder: Path) -> IdentityNetwork | ArcFace:
     """Reads a folder, float32.
 
     Raises:
@@ -80,6 +87,6 @@ def load_identity(folder: Path) -> IdentityNetwork:
             raise NotFound(
                 f"{folder} has no {name}; an identity network is config.json and model.safetensors"
             )
-    model = IdentityNetwork(**json.loads((folder / CONFIG).read_text()))
+    model = identity_of(json.loads((folder / CONFIG).read_text()))
     model.load_state_dict({name: t.float() for name, t in load_file(folder / WEIGHTS).items()})
     return model.eval().requires_grad_(False)

@@ -101,9 +101,8 @@ def test_guidance_edits_and_maps_work_or_say_why(served: tuple[str, Stack]) -> N
     with Client(stack.target, timeout=120) as client:
         for kind in ("clip", "none"):
             assert client.generate(PROMPT, seed=SEED, num_inference_steps=4, guidance=kind).images
-        maps: dict[str, Any] = {}
-        result = client.generate(PROMPT, seed=SEED, num_inference_steps=4, attention_maps=maps)
-        assert result.attention_maps
+        result = client.generate(PROMPT, seed=SEED, num_inference_steps=4, attention_maps={})
+        assert result.attention[0].words == ["a", "cat"]
         if name == "lcm":
             with pytest.raises(SfumatoError, match="guidance scale as an input") as refused:
                 client.edit_prompt(PROMPT, "a dog", seed=SEED, num_inference_steps=4)

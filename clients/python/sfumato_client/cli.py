@@ -1,6 +1,5 @@
 """The `sfumato` command."""
 
-import json
 import signal
 import sys
 import threading
@@ -8,9 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from google.protobuf.json_format import MessageToDict
-from rich.console import Console
-from rich.table import Table
 
 from sfumato_client.commands.attention import attention
 from sfumato_client.commands.compare import compare
@@ -18,13 +14,11 @@ from sfumato_client.commands.edit import edit_app
 from sfumato_client.commands.edit_prompt import edit_prompt
 from sfumato_client.commands.generate import generate
 from sfumato_client.commands.health import health
+from sfumato_client.commands.models import models_app
 from sfumato_client.commands.new_key import new_key
 from sfumato_client.commands.operations import operations_app
 from sfumato_client.console import (
-    AsJson,
     FamilyDir,
-    Target,
-    gateway,
     own_stack,
     readable_errors,
     security_options,
@@ -41,6 +35,7 @@ app.command()(health)
 app.command()(new_key)
 app.add_typer(edit_app, name="edit")
 app.add_typer(operations_app, name="operations")
+app.add_typer(models_app, name="models")
 
 
 def main() -> None:
@@ -99,18 +94,3 @@ def serve(
         while not stop.wait(0.2):
             pass
         stderr.print("draining")
-
-
-@app.command()
-def models(target: Target = "", family: FamilyDir = None, as_json: AsJson = False) -> None:
-    """List the families served, and what each can do."""
-    with readable_errors(), gateway(target, family, editor=True) as client:
-        families = client.list_families()
-    if as_json:
-        print(json.dumps([MessageToDict(entry, preserving_proto_field_name=True) for entry in families]))
-        return
-    table = Table("family", "methods", "default size", "largest", "prompt tokens")
-    for entry in families:
-        size, largest = f"{entry.default_width}x{entry.default_height}", f"{entry.max_pixels} pixels"
-        table.add_row(entry.name, ", ".join(entry.methods), size, largest, str(entry.max_tokens))
-    Console().print(table)

@@ -1,0 +1,94 @@
+"""`sfumato models`: what a gateway serves, what a family folder holds, and published weights as a family."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from google.protobuf.json_format import MessageToDict
+from rich.console import Console
+from rich.table import Table
+
+from sfumato_client.console import AsJson, FamilyDir, Target, fail, gateway, readable_errors, stderr
+
+models_app = typer.Typer(help="List the families served; check and import weights.")
+
+
+@models_app.callback(invoke_without_command=True)
+def models(
+    context: typer.Context, target: Target = "", family: FamilyDir = None, as_json: AsJson = False
+) -> None:
+    """List the families served, and what each can do; or check and import weights."""
+    if context.invoked_subcommand is not None:
+        return
+    with readable_errors(), gateway(target, family, editor=True) as client:
+        families = client.list_families()
+    if as_json:
+        print(json.dumps([MessageToDict(entry, preserving_proto_field_name=True) for entry in families]))
+        return
+    table = Table("family", "methods", "default size", "largest", "prompt tokens")
+    for entry in families:
+        size, largest = f"{entry.default_width}x{entry.default_height}", f"{entry.max_pixels} pixels"
+        table.add_row(entry.name, ", ".join(entry.methods), size, largest, str(entry.max_tokens))
+    Console().print(table)
+
+
+@models_app.command()
+def check(
+    family: Annotated[Path, typer.Argument(metavar="FOLDER", help="A family in the diffusers layout.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say what a family folder holds, what is wrong or missing, and which requests it will serve.
+
+    Reads configurations and the first bytes of the weights, no weights: takes seconds and no memory. Exit
+    code 0: it can be served; 1: it cannot, and the report names file and key.
+
+    Examples:
+
+      sfumato models check deploy/models/emoji
+
+      sfumato models import fetch OWNER/NAME families/mine && sfumato models check families/mine
+    """
+    command = [sys.executable, "-m", "sfumato.common.family_check", str(family)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1) or not done.stdout.startswith("{"):
+        fail((done.stderr.strip().splitlines() or ["no answer"])[-1])
+    if as_json:
+        print(done.stdout, end="")
+    else:
+        _show(json.loads(done.stdout))
+    raise typer.Exit(done.returncode)
+
+
+def _show(report: dict[str, Any]) -> None:
+    console = Console()
+    table = Table("part", "parameters", "size", "precision", "")
+    for part in report["parts"]:
+        size = f"{part['num_bytes'] / 2**20:,.1f} MiB"
+        precision = ", ".join(part["dtypes"])
+        wrong = "[red]cannot be used[/red]" if part["error"] else "sound"
+        table.add_row(part["name"], f"{part['num_parameters']:,}", size, precision, wrong)
+    console.print(f"{report['family']}: {report['pipeline'] or 'no model_index.json'}, "
+                  f"{report['scheduler']}, {report['prediction_type']}")  # fmt: skip
+    console.print(table)
+    for request in report["serves"]:
+        console.print(f"[green]serves[/green] {request}")
+    for request, parts in report["missing"].items():
+        console.print(f"[yellow]not[/yellow] {request}: needs {', '.join(parts)}")
+    for error in report["errors"]:
+        stderr.print(f"[red]error[/red]: {error}", highlight=False, soft_wrap=True)
+
+
+@models_app.command(
+    "import",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def import_weights(context: typer.Context) -> None:
+    """Turn published checkpoints into a family: checkpoint, vqgan, stylegan2, identity, fetch.
+
+    Each has its own --help, as in: sfumato models import stylegan2 --help
+    """
+    command = [sys.executable, "-m", "sfumato.importer", *context.args]
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
