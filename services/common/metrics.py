@@ -18,10 +18,12 @@ RUNNING = Gauge("sfumato_requests_running", "Calls under way.", ["method"])
 IS_SERVING = Gauge("sfumato_serving", "1 when the service is loaded and takes calls, else 0.")
 BUILD = Gauge("sfumato_build_info", "1; which service of which version this is.", ["service", "version"])
 CACHE_LOOKUPS = Counter(
-    "sfumato_cache_lookups", "Looks into a cache of computed files, by cache and result.", ["cache", "result"]
+    "sfumato_cache_lookups",
+    "Looks into a cache of what was computed, by cache and result.",
+    ["cache", "result"],
 )
 
 
 def count_lookup(cache: str, hit: bool) -> None:
-    """Counts a look into a cache: onnx_graph, or tensors (of the editor)."""
+    """Counts a look into a cache: onnx_graph, tensors (of the editor), text_embeddings (of the gateway)."""
     CACHE_LOOKUPS.labels(cache, "hit" if hit else "miss").inc()

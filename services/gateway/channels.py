@@ -1,5 +1,6 @@
 """The gateway's channels to the model services: tensors in, tensors out."""
 
+import asyncio
 import contextlib
 import json
 from typing import Any
@@ -24,6 +25,7 @@ from sfumato.gateway.attention_maps import Word
 from sfumato.gateway.conditioning import Conditioning, EncodedTexts
 from sfumato.gateway.config import GatewaySettings
 from sfumato.gateway.denoisers import DenoiserStream
+from sfumato.gateway.embeddings import EmbeddingsCache
 from sfumato.gateway.failures import calling
 from sfumato.gateway.gradient_channels import GradientServices
 from sfumato.gateway.parameters import FamilyInfo
@@ -73,6 +75,8 @@ class ModelServices:
         self.replicas = Replicas(settings.denoiser_targets, channel, settings.resolve_seconds)
         encoder, decoder = channel(settings.encoder_target), channel(settings.decoder_target)
         self._channels = [encoder, decoder]
+        self._embeddings = EmbeddingsCache(settings.max_embeddings_bytes)
+        self._watcher = asyncio.create_task(self._watch_encoder(encoder))
         self.encoder: encoder_pb2_grpc.EncoderServiceAsyncStub = encoder_pb2_grpc.EncoderServiceStub(encoder)
         self.decoder: decoder_pb2_grpc.DecoderServiceAsyncStub = decoder_pb2_grpc.DecoderServiceStub(decoder)
         self.gradients = GradientServices(self.encoder, self.decoder, settings)
@@ -123,12 +127,16 @@ class ModelServices:
         raise Unavailable(f"no denoiser answers: {self.settings.denoiser_targets}")
 
     async def encode_text(self, texts: list[str]) -> EncodedTexts:
-        """The conditioning of each text, and its words."""
-        request = encoder_pb2.EncodeTextRequest(texts=texts)
+        """The conditioning of each text, and its words; of a text that was encoded lately, as it was kept."""
+        return await self._embeddings.encoded(texts, self._encode)
+
+    async def _encode(self, text: str) -> tuple[EncodedTexts, str]:
+        """One text, and the digest of the weights that encoded it."""
+        request = encoder_pb2.EncodeTextRequest(texts=[text])
         with calling("encoder", self.settings.encoder_target):
             response = await self.encoder.EncodeText(request, **calls.outgoing())
         limit = self.settings.max_message_bytes
-        embeds = from_message(response.prompt_embeds, "prompt_embeds", (len(texts), None, None), limit)
+        embeds = from_message(response.prompt_embeds, "prompt_embeds", (1, None, None), limit)
         words = [
             [Word(word.text, word.start_token, word.end_token) for word in text.words]
             for text in response.texts
@@ -136,8 +144,17 @@ class ModelServices:
         pooled = None
         if response.HasField("pooled_prompt_embeds"):
             message = response.pooled_prompt_embeds
-            pooled = from_message(message, "pooled_prompt_embeds", (len(texts), None), limit)
-        return EncodedTexts(embeds, list(response.num_truncated_tokens), words, pooled)
+            pooled = from_message(message, "pooled_prompt_embeds", (1, None), limit)
+        encoded = EncodedTexts(embeds, list(response.num_truncated_tokens), words, pooled)
+        return encoded, response.weights_digest
+
+    async def _watch_encoder(self, channel: grpc.aio.Channel) -> None:
+        """An encoder that comes back after its connection was lost may hold other weights."""
+        state = channel.get_state()
+        while state is not grpc.ChannelConnectivity.SHUTDOWN:
+            await channel.wait_for_state_change(state)
+            self._embeddings.distrust()
+            state = channel.get_state()
 
     async def encode_image(self, image: bytes, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and deviation of the image's latents."""
@@ -177,6 +194,7 @@ class ModelServices:
 
     async def close(self) -> None:
         """Closes all channels."""
+        self._watcher.cancel()
         await self.replicas.close()
         for channel in self._channels:
             await channel.close()

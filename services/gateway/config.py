@@ -42,6 +42,9 @@ class GatewaySettings(ServerSettings):
     max_keep_seconds: float = Field(
         3600.0, gt=0, description="Longest time that a request with an id goes on, or is kept, unread."
     )
+    max_embeddings_bytes: int = Field(
+        64 * 2**20, ge=0, description="Most bytes of encoded texts kept; 0: none are."
+    )
     max_prompt_characters: int = Field(1000, gt=0, description="Longest prompt, in characters.")
     max_num_inference_steps: int = Field(1000, gt=0, description="Most steps of a request.")
     max_pixels: int = Field(512 * 512, gt=0, description="Largest image made, width times height.")

@@ -55,7 +55,8 @@ async def generate(stack: Stack, metadata: dict[str, str], **fields: Any) -> lis
     """A request with metadata of its own, as any gRPC client may send it."""
     async with grpc.aio.insecure_channel(stack.target) as channel:
         stub: Any = gateway_pb2_grpc.GatewayServiceStub(channel)
-        request = gateway_pb2.GenerateRequest(prompt="a cat", **fields)
+        # Each time another text: the gateway keeps what was encoded.
+        request = gateway_pb2.GenerateRequest(prompt=f"a cat {secrets.token_hex(4)}", **fields)
         return [
             event async for event in stub.Generate(request, metadata=tuple(metadata.items()), timeout=200)
         ]
