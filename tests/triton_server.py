@@ -6,6 +6,8 @@ The wheel is fetched once from PyPI (55 MB) and kept outside tree and environmen
 import contextlib
 import fcntl
 import os
+import secrets
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -60,6 +62,7 @@ class TritonServer:
 
     def __init__(self, repository: Path, log: Path) -> None:
         self.port, self.repository, self.log = free_port(), repository, log
+        self._prefix = f"sfumato-test-triton-{secrets.token_hex(4)}-"
 
     @property
     def url(self) -> str:
@@ -79,6 +82,7 @@ class TritonServer:
             server / "bin" / "tritonserver", "--model-repository", self.repository,
             "--backend-directory", server / "backends", "--grpc-address", "127.0.0.1",
             "--grpc-port", self.port, "--allow-http", "false", "--allow-metrics", "false",
+            "--backend-config", f"python,shm-region-prefix-name={self._prefix}",
         ]  # fmt: skip
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -101,9 +105,11 @@ class TritonServer:
         return False
 
     def kill(self) -> None:
-        """By SIGKILL, as the kernel does when memory runs out; its backends' processes end with it."""
-        self.process.kill()
+        """By SIGKILL, with its backends, as a container goes; and what they had in shared memory."""
+        os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        for left in Path("/dev/shm").glob(f"{self._prefix}*"):
+            left.unlink()
 
 
 @contextlib.contextmanager
