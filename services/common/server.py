@@ -1,8 +1,10 @@
 """Starts and stops a service: health, reflection, metrics, logs, graceful drain."""
 
 import asyncio
+import contextlib
 import signal
 import sys
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from typing import Any, Protocol
@@ -28,6 +30,7 @@ from sfumato.common.tls import server_credentials
 log = structlog.get_logger()
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
+SOUND_SECONDS = 1.0  # how often a service that has `is_sound` is asked
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -124,7 +127,7 @@ async def serve(settings: ServerSettings, servicer: Servicer) -> None:
             IS_SERVING.set(1)
             await _set_health(health, servicer.service_name, SERVING)
             log.info("serving", service=servicer.service_name, port=port)
-        await stop.wait()
+        await _until_stopped(servicer, health, stop)
         log.info("draining", service=servicer.service_name, seconds=settings.drain_seconds)
         IS_SERVING.set(0)
         await _set_health(health, servicer.service_name, NOT_SERVING)
@@ -168,6 +171,20 @@ async def _is_serving(health: HealthServicer) -> bool:
     without_context: Any = None
     response: Any = await health.Check(health_pb2.HealthCheckRequest(), without_context)
     return bool(response.status == SERVING)
+
+
+async def _until_stopped(servicer: Servicer, health: HealthServicer, stop: asyncio.Event) -> None:
+    """Waits; takes the service out of the way while it says of itself that it is not sound."""
+    is_sound: Callable[[], bool] = getattr(servicer, "is_sound", lambda: True)
+    serving = True
+    while not stop.is_set():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), SOUND_SECONDS)
+        if not stop.is_set() and is_sound() != serving:
+            serving = not serving
+            log.warning("readiness changed", service=servicer.service_name, serving=serving)
+            IS_SERVING.set(int(serving))
+            await _set_health(health, servicer.service_name, SERVING if serving else NOT_SERVING)
 
 
 async def _set_health(health: HealthServicer, service: str, status: int) -> None:

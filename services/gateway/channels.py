@@ -22,6 +22,7 @@ from sfumato.common.tensors import from_message, to_message
 from sfumato.common.tls import open_channel
 from sfumato.gateway.alignment import AttentionControl
 from sfumato.gateway.attention_maps import Word
+from sfumato.gateway.canary import Canary
 from sfumato.gateway.conditioning import Conditioning, EncodedTexts
 from sfumato.gateway.config import GatewaySettings
 from sfumato.gateway.denoisers import DenoiserStream
@@ -75,6 +76,8 @@ class ModelServices:
         self.replicas = Replicas(settings.denoiser_targets, channel, settings.resolve_seconds)
         encoder, decoder = channel(settings.encoder_target), channel(settings.decoder_target)
         self._channels = [encoder, decoder]
+        self.canary = Canary(self.replicas, settings.canary_seconds)
+        self._followed: asyncio.Task[None] | None = None
         self._embeddings = EmbeddingsCache(settings.max_embeddings_bytes)
         self._watcher = asyncio.create_task(self._watch_encoder(encoder))
         self.encoder: encoder_pb2_grpc.EncoderServiceAsyncStub = encoder_pb2_grpc.EncoderServiceStub(encoder)
@@ -83,9 +86,10 @@ class ModelServices:
         self._safety = SafetyCheck(concepts, self.gradients) if concepts else None
 
     async def family(self) -> FamilyInfo:
-        """What the services hold, once each kind answers.
+        """What the services hold, once each kind answers and a denoiser does a step.
 
         Raises:
+            Unavailable: one does not answer.
             SfumatoError: they hold different families.
         """
         await self.replicas.resolve()
@@ -103,6 +107,11 @@ class ModelServices:
                                f"gives one of {encoder.pooled_size}")  # fmt: skip
         if self._safety is not None and not encoder.embedding_size:
             raise SfumatoError(f"{encoder.family} has no clip/, which the safety check looks with")
+        await self.canary.look()
+        if not any(replica.weights_digest for replica in self.replicas.current):
+            raise Unavailable(f"no denoiser does a canary step: {self.settings.denoiser_targets}")
+        if self._followed is None:
+            self._followed = asyncio.create_task(self.canary.follow())
         area = denoiser.max_latent_area * decoder.vae_scale_factor**2
         return FamilyInfo(
             name=encoder.family,
@@ -195,6 +204,8 @@ class ModelServices:
     async def close(self) -> None:
         """Closes all channels."""
         self._watcher.cancel()
+        if self._followed is not None:
+            self._followed.cancel()
         await self.replicas.close()
         for channel in self._channels:
             await channel.close()

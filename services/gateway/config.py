@@ -51,6 +51,9 @@ class GatewaySettings(ServerSettings):
     max_image_bytes: int = Field(8 * 2**20, gt=0, description="Largest image or mask file, in bytes.")
     max_input_pixels: int = Field(2**24, gt=0, description="Largest image or mask, in pixels.")
     replica_wait_seconds: float = Field(5.0, gt=0, description="How long a step waits for a live denoiser.")
+    canary_seconds: float = Field(
+        60.0, gt=0, description="How often an idle denoiser does a canary step, whose bits are compared."
+    )
     step_timeout_seconds: float = Field(120.0, gt=0, description="A denoiser silent for so long is lost.")
     credentials_file: Path | None = Field(
         None, description="JSON file of API key digests, JWT issuers and quotas. Default: no authentication."

@@ -25,7 +25,7 @@ from sfumato.gateway.attention_maps import LayerMaps
 from sfumato.gateway.conditioning import Conditioning
 from sfumato.gateway.denoiser_attention import control_message, layer_maps
 from sfumato.gateway.failures import is_lost, own_words
-from sfumato.gateway.replicas import Replica, Replicas, pick
+from sfumato.gateway.replicas import Replica, Replicas, pick, usable
 from sfumato.gateway.stages import STEP_SECONDS
 
 log = structlog.get_logger()
@@ -160,7 +160,10 @@ class DenoiserStream:
         if self._call is None:
             if not self._replicas.current:
                 raise asyncio.InvalidStateError("the DNS knows no denoiser")
-            self._replica = pick(self._replicas.current)
+            sound = usable(self._replicas.current)
+            if not sound:
+                raise asyncio.InvalidStateError("no denoiser gives right canary steps")
+            self._replica = pick(sound)
             self._replica.num_trajectories += 1
             self._call = self._replica.stub.Denoise(**calls.outgoing())
             await self._call.write(denoiser_pb2.DenoiseRequest(open=self._open))

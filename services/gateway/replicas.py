@@ -29,13 +29,22 @@ OpenChannel = Callable[[str, str], Any]
 
 @dataclass
 class Replica:
-    """One denoiser: how many trajectories it has, and when it was last lost."""
+    """One denoiser: how many trajectories it has, when it was last lost, and what its canary step showed."""
 
     target: str
     stub: "denoiser_pb2_grpc.DenoiserServiceAsyncStub"
     channel: Any
     num_trajectories: int = 0
     lost_at: float = float("-inf")
+    looked_at: float = float("-inf")  # as lost_at, when its canary step last gave an answer
+    sound: bool = True  # whether that answer was right
+    weights_digest: str = ""
+    engine: str = ""
+
+
+def usable(replicas: list[Replica]) -> list[Replica]:
+    """Those whose canary step did not go wrong."""
+    return [replica for replica in replicas if replica.sound]
 
 
 def pick(replicas: list[Replica]) -> Replica:

@@ -93,6 +93,10 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
                 await asyncio.sleep(0.5)
                 self.services = ModelServices(self.settings, self.concepts)
 
+    def is_sound(self) -> bool:
+        """Whether some denoiser gives right canary steps, or none is there to say. Load does not matter."""
+        return not self.services.canary.all_unsound
+
     async def close(self) -> None:
         await self.jobs.close()
         if hasattr(self, "services"):

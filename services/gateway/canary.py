@@ -1,0 +1,129 @@
+"""A step of a fixed input at each denoiser that is idle: the same weights and engine must give the same bits.
+
+A denoiser that gives others (a broken device, weights damaged in memory) gets no more trajectories until it
+gives them again. One that is busy is not asked, and one that does not answer is not judged.
+"""
+
+import asyncio
+import hashlib
+import time
+from typing import Any
+
+import grpc
+import structlog
+import torch
+from prometheus_client import Counter
+from sfumato_protos.v1 import denoiser_pb2
+
+from sfumato.common.tensors import to_message
+from sfumato.gateway.replicas import Replica, Replicas
+
+log = structlog.get_logger()
+
+STEPS = Counter("sfumato_gateway_canary_steps", "Canary steps at denoisers, by result.", ["result"])
+TIMEOUT_SECONDS = 20.0
+LOOK_SECONDS = 1.0
+TRIES = 3  # a step that shared its forward with another gateway's may differ in its last bits
+NUM_TOKENS = 8
+
+
+class Canary:
+    """Looks after the denoisers of one gateway replica."""
+
+    def __init__(self, replicas: Replicas, interval_seconds: float) -> None:
+        """interval_seconds: how often one that is idle is looked at; a lost one is as soon as it is back."""
+        self._replicas, self._interval = replicas, interval_seconds
+        self._expected: dict[tuple[str, str], str] = {}  # by weights and engine
+
+    @property
+    def all_unsound(self) -> bool:
+        """Whether there are denoisers and none gives the right bits."""
+        current = self._replicas.current
+        return bool(current) and not any(replica.sound for replica in current)
+
+    async def follow(self) -> None:
+        """Looks, for ever."""
+        while True:
+            await self.look()
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def look(self) -> None:
+        """One step at each denoiser that is due."""
+        now = time.monotonic()
+        due = [
+            replica
+            for replica in self._replicas.current
+            if not replica.num_trajectories
+            and (
+                not replica.sound
+                or now - replica.looked_at > self._interval
+                or replica.lost_at > replica.looked_at
+            )
+        ]
+        await asyncio.gather(*(self.check(replica) for replica in due))
+
+    async def check(self, replica: Replica) -> None:
+        """Judges a denoiser by its step."""
+        for _ in range(TRIES):
+            begun = time.monotonic()
+            try:
+                info, found = await asyncio.wait_for(_step(replica), TIMEOUT_SECONDS)
+            except (grpc.aio.AioRpcError, TimeoutError, asyncio.InvalidStateError):
+                STEPS.labels("unanswered").inc()
+                return
+            replica.weights_digest, replica.engine, replica.looked_at = (
+                info.weights_digest,
+                info.engine,
+                begun,
+            )
+            expected = self._expected.setdefault((info.weights_digest, info.engine), found)
+            if found == expected:
+                STEPS.labels("same").inc()
+                if not replica.sound:
+                    log.info("denoiser is right again", target=replica.target)
+                replica.sound = True
+                return
+            if replica.num_trajectories:  # it is at work by now, and may have stepped beside other rows
+                return
+        STEPS.labels("other").inc()
+        if replica.sound:
+            log.error(
+                "denoiser taken out: its canary step gives other bits than it should",
+                target=replica.target, weights=info.weights_digest, engine=info.engine,
+                expected=expected, found=found,
+            )  # fmt: skip
+        replica.sound = False
+
+
+async def _step(replica: Replica) -> tuple[denoiser_pb2.GetDenoiserInfoResponse, str]:
+    """What the denoiser holds, and the digest of its prediction."""
+    info = await replica.stub.GetDenoiserInfo(denoiser_pb2.GetDenoiserInfoRequest())
+    call: Any = replica.stub.Denoise()
+    try:
+        await call.write(denoiser_pb2.DenoiseRequest(open=_opening(info)))
+        shape = (1, info.in_channels, info.sample_size, info.sample_size)
+        step = denoiser_pb2.DenoiseStep(latents=to_message(_fixed(*shape)), timestep=500.0)
+        await call.write(denoiser_pb2.DenoiseRequest(step=step))
+        response = await call.read()
+    finally:
+        call.cancel()
+    if response is grpc.aio.EOF:
+        raise asyncio.InvalidStateError("the denoiser ended the stream")
+    return info, hashlib.blake2b(response.noise_pred.data, digest_size=16).hexdigest()
+
+
+def _opening(info: denoiser_pb2.GetDenoiserInfoResponse) -> denoiser_pb2.OpenTrajectory:
+    """One row of conditioning, of the kind that the UNet takes."""
+    opening = denoiser_pb2.OpenTrajectory(
+        prompt_embeds=to_message(_fixed(1, NUM_TOKENS, info.cross_attention_dim)),
+        guidance_scale=1.0 if info.guidance_embedded else 0.0,
+    )
+    if info.pooled_size:
+        opening.pooled_prompt_embeds.CopyFrom(to_message(_fixed(1, info.pooled_size)))
+    if info.num_time_ids:
+        opening.time_ids.CopyFrom(to_message(torch.full((1, info.num_time_ids), 8.0 * info.sample_size)))
+    return opening
+
+
+def _fixed(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,117 @@
+"""Denoisers that give other bits than they should get no trajectories, until they give the right ones."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import torch
+from sfumato_protos.v1 import denoiser_pb2, denoiser_pb2_grpc
+
+from sfumato.common.errors import Unavailable
+from sfumato.common.tensors import from_message, to_message
+from sfumato.gateway.canary import Canary
+from sfumato.gateway.conditioning import Conditioning
+from sfumato.gateway.denoisers import DenoiserStream
+from sfumato.gateway.replicas import Replicas
+
+
+class Denoiser(denoiser_pb2_grpc.DenoiserServiceServicer):
+    """Multiplies the latents; its factor may go wrong."""
+
+    def __init__(self, weights: str = "w") -> None:
+        self.weights, self.factor, self.num_steps = weights, 2.0, 0
+
+    async def GetDenoiserInfo(self, request: Any, context: Any) -> denoiser_pb2.GetDenoiserInfoResponse:
+        return denoiser_pb2.GetDenoiserInfoResponse(
+            in_channels=4, sample_size=8, cross_attention_dim=16, weights_digest=self.weights, engine="e"
+        )
+
+    async def Denoise(
+        self, request_iterator: AsyncIterator[denoiser_pb2.DenoiseRequest], context: Any
+    ) -> AsyncIterator[denoiser_pb2.DenoiseResponse]:
+        async for request in request_iterator:
+            if request.HasField("step"):
+                self.num_steps += 1
+                latents = from_message(request.step.latents, "latents", (1, 4, None, None), 2**20)
+                yield denoiser_pb2.DenoiseResponse(noise_pred=to_message(latents * self.factor))
+
+
+@asynccontextmanager
+async def serving(*denoisers: Denoiser) -> AsyncIterator[tuple[Canary, Replicas]]:
+    servers, targets = [], []
+    for denoiser in denoisers:
+        server = grpc.aio.server()
+        denoiser_pb2_grpc.add_DenoiserServiceServicer_to_server(denoiser, server)
+        targets.append(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+        await server.start()
+        servers.append(server)
+    replicas = Replicas(",".join(targets), lambda target, _: grpc.aio.insecure_channel(target), 3600)
+    yield Canary(replicas, 0.0), replicas
+    await replicas.close()
+    for server in servers:
+        await server.stop(None)
+
+
+def stream(replicas: Replicas) -> DenoiserStream:
+    return DenoiserStream(replicas, Conditioning(torch.zeros(1, 8, 16)), 0.3, 5.0)
+
+
+async def test_one_that_goes_wrong_is_taken_out_and_comes_back_when_it_is_right() -> None:
+    right, wrong = Denoiser(), Denoiser()
+    async with serving(right, wrong) as (canary, replicas):
+        await canary.look()
+        assert [replica.sound for replica in replicas.current] == [True, True]
+        wrong.factor = 2.0001
+        await canary.look()
+        assert [replica.sound for replica in replicas.current] == [True, False]
+        assert not canary.all_unsound
+        before = wrong.num_steps
+        for _ in range(3):
+            opened = stream(replicas)
+            assert float((await opened.noise_pred(0, torch.ones(1, 4, 8, 8), 1.0)).max()) == 2.0
+            await opened.close()
+        assert wrong.num_steps == before
+        wrong.factor = 2.0
+        await canary.look()
+        assert [replica.sound for replica in replicas.current] == [True, True]
+
+
+async def test_with_all_of_them_wrong_the_gateway_says_that_it_is_not_ready() -> None:
+    only = Denoiser()
+    async with serving(only) as (canary, replicas):
+        await canary.look()
+        only.factor = 3.0
+        await canary.look()
+        assert canary.all_unsound
+        opened = stream(replicas)
+        try:
+            await opened.noise_pred(0, torch.ones(1, 4, 8, 8), 1.0)
+            raise AssertionError("it was asked")
+        except Unavailable:
+            pass
+
+
+async def test_other_weights_may_give_other_bits() -> None:
+    one, other = Denoiser("w1"), Denoiser("w2")
+    other.factor = 5.0
+    async with serving(one, other) as (canary, replicas):
+        await canary.look()
+        assert [replica.sound for replica in replicas.current] == [True, True]
+        assert [replica.weights_digest for replica in replicas.current] == ["w1", "w2"]
+
+
+async def test_one_that_is_busy_or_silent_is_not_judged() -> None:
+    busy, silent = Denoiser(), Denoiser()
+    async with serving(busy, silent) as (canary, replicas):
+        await canary.look()
+        steps = busy.num_steps
+        replicas.current[0].num_trajectories = 1
+        busy.factor = 3.0
+        await replicas.current[1].channel.close()
+        replicas.current[1].channel = grpc.aio.insecure_channel("127.0.0.1:1")
+        replicas.current[1].stub = denoiser_pb2_grpc.DenoiserServiceStub(replicas.current[1].channel)
+        await asyncio.wait_for(canary.look(), 30)
+        assert busy.num_steps == steps
+        assert [replica.sound for replica in replicas.current] == [True, True]
