@@ -83,7 +83,7 @@ async def test_an_image_made_through_triton_is_torchs(
         expected = await on_torch.generate("a cat", **REQUEST)
     assert np.abs(pixels(got) - pixels(expected)).max() <= 2
     used = {name: after[name] - before[name] for name in after}
-    assert used == {"unet": 16, "decoder": 1, "text_encoder": 2}
+    assert used == {"unet": 16, "decoder": 1, "text_encoder": 2}  # the text, and the empty one
 
 
 async def test_an_image_does_not_depend_on_what_waits_beside_it(on_triton: AsyncClient) -> None:
@@ -140,7 +140,7 @@ async def test_a_server_that_stays_away_is_named_and_used_again_when_it_is_back(
     assert f"the Triton server at {server.url} does not answer for model unet" in error.value.message
     start = time.monotonic()
     with pytest.raises(SfumatoError) as error:
-        await on_triton.generate("a cat", **REQUEST)
+        await on_triton.generate("a text that the gateway has not kept", **REQUEST)
     assert time.monotonic() - start < 40  # the encoder asked for 10 s, and the gateway not five times
     assert error.value.code == "UNAVAILABLE"
     assert f"the Triton server at {server.url} does not answer for model text_encoder" in error.value.message
