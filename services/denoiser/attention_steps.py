@@ -8,11 +8,13 @@ import torch
 from sfumato.denoiser.attention import AttentionUNet, LayerMaps
 from sfumato.denoiser.batching import StepQueue
 from sfumato.denoiser.conditioning import Conditioning
+from sfumato.denoiser.engine_torch import Unet
 from sfumato.denoiser.probes import Control
 
 
 async def step_with_attention(
     queue: StepQueue,
+    plain: Unet,
     unet: AttentionUNet,
     latents: torch.Tensor,
     timestep: float,
@@ -22,7 +24,8 @@ async def step_with_attention(
     """A step's predictions [rows, C, h, w], and the maps of the rows asked for.
 
     Args:
-        queue: runs the forwards; rows that nobody looks at go the way of all others.
+        queue: runs the forwards.
+        plain: runs the rows that nobody looks at.
         unet: runs the rows asked for.
         latents: float32 [1, C, h, w].
         timestep: of the noise schedule.
@@ -34,7 +37,7 @@ async def step_with_attention(
         part = conditioning[index : index + 1]
         if index in attention_rows:
             return await queue.run(1, unet.noise_pred_and_maps, latents, timestep, part)
-        return await queue.noise_pred(latents, timestep, part), []
+        return await queue.noise_pred(plain, latents, timestep, part), []
 
     results = await asyncio.gather(*(row(index) for index in range(len(conditioning))))
     return torch.cat([noise_pred for noise_pred, _ in results]), [results[i][1] for i in attention_rows]
@@ -42,6 +45,7 @@ async def step_with_attention(
 
 async def edit_step(
     queue: StepQueue,
+    plain: Unet,
     unet: AttentionUNet,
     latents: torch.Tensor,
     timestep: float,
@@ -55,7 +59,7 @@ async def edit_step(
     Attention is steered in the conditional rows alone, as in the paper's code.
 
     Args:
-        queue, unet: as above.
+        queue, plain, unet: as above.
         latents: float32 [2, C, h, w]: source, target.
         timestep: of the noise schedule.
         conditioning: three rows: null text, source, target.
@@ -63,8 +67,8 @@ async def edit_step(
     """
     null = conditioning[:1]
     null_source, null_target, (pair, maps) = await asyncio.gather(
-        queue.noise_pred(latents[:1], timestep, null),
-        queue.noise_pred(latents[1:], timestep, null),
+        queue.noise_pred(plain, latents[:1], timestep, null),
+        queue.noise_pred(plain, latents[1:], timestep, null),
         queue.run(2, unet.edit, latents, timestep, conditioning[1:], control, replace_cross, replace_self),
     )
     return torch.cat([null_source, null_target, pair]), maps

@@ -46,27 +46,23 @@ def forwards_at_a_time(engine: str, device: torch.device, num_cores: int) -> int
 
 
 class StepQueue:
-    """Runs steps in order of arrival on the model's threads."""
+    """Runs steps in order of arrival on the model's threads, whichever adapter's UNet they are of."""
 
-    def __init__(self, unet: Unet, num_workers: int) -> None:
+    def __init__(self, num_workers: int) -> None:
         """num_workers: forwards at a time; 1 where the device is parallel itself."""
-        self._unet = unet
         self._rows_apart = num_workers > 1
         # One thread each, whatever other executors of the process set for theirs.
         self._executor = ThreadPoolExecutor(num_workers, "unet", torch.set_num_threads, (1,))
 
     async def noise_pred(
-        self, latents: torch.Tensor, timestep: float, conditioning: Conditioning
+        self, unet: Unet, latents: torch.Tensor, timestep: float, conditioning: Conditioning
     ) -> torch.Tensor:
         """As TorchUNet.noise_pred. Cancelled before its turn, it never runs."""
         rows = len(conditioning)
         with tracing.span("unet.step", rows=rows), QUEUED.track_inprogress(), STEP_SECONDS.time():
             parts = conditioning.split() if self._rows_apart else [conditioning]
             results = await asyncio.gather(
-                *(
-                    run(self._executor, "unet", self._unet.noise_pred, latents, timestep, part)
-                    for part in parts
-                )
+                *(run(self._executor, "unet", unet.noise_pred, latents, timestep, part) for part in parts)
             )
         for part in parts:
             _count(len(part))

@@ -15,4 +15,9 @@ class DenoiserSettings(ModelSettings):
 
     max_latent_area: int = Field(128 * 128, gt=0, description="Largest latent height times width.")
     max_rows: int = Field(16, gt=0, description="Most conditioning rows of a trajectory.")
+    max_adapters: int = Field(
+        4,
+        gt=0,
+        description="Most LoRA adapters kept loaded; each has copies of the layers that it changes.",
+    )
     max_kept_graphs: int = Field(64, gt=0, description="Most rows kept for a gradient at one time.")

@@ -1,11 +1,13 @@
 """The UNet in torch (eager)."""
 
+import copy
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from diffusers import UNet2DConditionModel
 
+from sfumato.common.adapters import adapted, read_change
 from sfumato.common.family import part_of
 from sfumato.common.family_parts import check_part
 from sfumato.common.gradients import Linearised, linearise
@@ -36,6 +38,17 @@ class TorchUNet:
         self.config = self.model.config
         self.takes = ("prompt_embeds", *needed(self.config))
         self._traced = Traced(self.predict)
+
+    def with_adapter(self, file: Path) -> "TorchUNet":
+        """The UNet with a LoRA adapter in it; shares the weights that do not change.
+
+        Raises:
+            WeightsError: it is not an adapter of this UNet.
+        """
+        changed = copy.copy(self)
+        changed.model = adapted(self.model, read_change(file, "unet", self.config), str(file))
+        changed._traced = Traced(changed.predict)
+        return changed
 
     @torch.inference_mode()
     def noise_pred(self, latents: torch.Tensor, timestep: float, conditioning: Conditioning) -> torch.Tensor:

@@ -7,6 +7,7 @@ from sfumato.common.errors import InvalidArgument
 from sfumato.common.gradients import GraphCount, Linearised
 from sfumato.common.tensors import check_finite, from_message, to_message
 from sfumato.denoiser.conditioning import Conditioning
+from sfumato.denoiser.engine_torch import TorchUNet
 from sfumato.denoiser.gradients import GradientQueue
 
 
@@ -21,13 +22,13 @@ class KeptStep:
         self._step = -1
 
     async def keep(
-        self, step: int, latents: torch.Tensor, timestep: float, conditioning: Conditioning
+        self, unet: TorchUNet, step: int, latents: torch.Tensor, timestep: float, conditioning: Conditioning
     ) -> torch.Tensor:
         """The step's noise prediction [rows, C, h, w]; its graph takes the place of the one before."""
         self.drop()
         self._graphs.add(len(conditioning))
         self._num_counted = len(conditioning)
-        self._rows = await self._queue.linearise(latents, timestep, conditioning)
+        self._rows = await self._queue.linearise(unet, latents, timestep, conditioning)
         self._step = step
         return torch.cat([row.output for row in self._rows])
 

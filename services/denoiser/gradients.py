@@ -21,17 +21,16 @@ from sfumato.denoiser.engine_torch import TorchUNet
 class GradientQueue:
     """Runs differentiable rows and their backward passes in order of arrival."""
 
-    def __init__(self, unet: TorchUNet, num_threads: int) -> None:
+    def __init__(self, num_threads: int) -> None:
         """num_threads: CPU threads of a pass. Always as many, so that a row's bits depend on nothing else."""
-        self._unet = unet
         self._executor = ThreadPoolExecutor(1, "unet-gradient", torch.set_num_threads, (num_threads,))
 
     async def linearise(
-        self, latents: torch.Tensor, timestep: float, conditioning: Conditioning
+        self, unet: TorchUNet, latents: torch.Tensor, timestep: float, conditioning: Conditioning
     ) -> list[Linearised]:
         """One kept pass for each row of conditioning; arguments as in TorchUNet.noise_pred."""
         passes = (
-            run(self._executor, "unet_kept", self._unet.linearise, latents, timestep, row)
+            run(self._executor, "unet_kept", unet.linearise, latents, timestep, row)
             for row in conditioning.split()
         )
         with tracing.span("unet.kept_step", rows=len(conditioning)):

@@ -3,7 +3,6 @@
 import asyncio
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -11,17 +10,21 @@ from sfumato.common.inference_tensors import Model, Tensor
 from sfumato.denoiser.batching import StepQueue
 from sfumato.denoiser.conditioning import Conditioning, needed
 from sfumato.denoiser.config import MAX_TOKENS, DenoiserSettings
+from sfumato.denoiser.engine_torch import Unet
 
 
-def open_models(config: Any, queue: StepQueue, settings: DenoiserSettings) -> list[Model]:
-    """The table; config: the UNet's."""
+def open_models(unet: Unet, queue: StepQueue, settings: DenoiserSettings) -> list[Model]:
+    """The table; unet: what runs it."""
+    config = unet.config
 
-    async def unet(
+    async def noise_pred(
         wanted: Sequence[str], latents: torch.Tensor, timestep: torch.Tensor, **given: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         # A step for each row: its bits do not depend on those beside it.
         rows = zip(latents.split(1), timestep[:, 0].tolist(), Conditioning(**given).split(), strict=True)
-        return {"noise_pred": torch.cat(await asyncio.gather(*(queue.noise_pred(*row) for row in rows)))}
+        return {
+            "noise_pred": torch.cat(await asyncio.gather(*(queue.noise_pred(unet, *row) for row in rows)))
+        }
 
     rows, channels, width = settings.max_rows, config.in_channels, config.cross_attention_dim
     return [
@@ -37,7 +40,7 @@ def open_models(config: Any, queue: StepQueue, settings: DenoiserSettings) -> li
                 ),
             ],
             outputs=[Tensor("noise_pred", "FP32", (-1, config.out_channels, -1, -1))],
-            infer=unet,
+            infer=noise_pred,
             max_batch_size=rows,
         )
     ]

@@ -1,5 +1,6 @@
 """CLIP in torch: transformers' text encoders for conditioning, open_clip for the joint space."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from sfumato.common.adapters import adapted, read_change
 from sfumato.common.clip import load_clip
 from sfumato.common.family import part_of
 from sfumato.common.family_parts import check_part, pipeline_config
@@ -60,6 +62,25 @@ class TextEncoder:
         self.max_tokens = min(int(self.tokenizer.model_max_length), positions)
         self.hidden_size = sum(int(tower.model.config.hidden_size) for tower in self.towers)
         self.pooled_size = 0 if len(self.towers) == 1 else int(self.towers[1].model.config.projection_dim)
+
+    def with_adapter(self, file: Path) -> "TextEncoder":
+        """The encoder with a LoRA adapter in it, on torch; itself where the adapter leaves the text alone.
+
+        Raises:
+            WeightsError: it is not an adapter of this encoder.
+        """
+        parts = [f"text_encoder{suffix}" for suffix in ("", "_2")][: len(self.towers)]
+        changes = [read_change(file, part) for part in parts]
+        if not any(changes):
+            return self
+        changed = copy.copy(self)
+        changed.towers = [
+            Tower(tower.tokenizer, adapted(tower.model, change, str(file)))
+            for tower, change in zip(self.towers, changes, strict=True)
+        ]
+        changed.model = changed.towers[0].model
+        changed.forward = changed.hidden_states
+        return changed
 
     @torch.inference_mode()
     def encode(self, texts: list[str]) -> EncodedTexts:

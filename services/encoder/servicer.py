@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 from sfumato_protos.v1 import encoder_pb2, encoder_pb2_grpc
 
+from sfumato.common.adapters import adapters_of
 from sfumato.common.calls import Context
 from sfumato.common.clip import clip_source
 from sfumato.common.devices import setup_device
@@ -41,6 +42,8 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
     def __init__(self, settings: EncoderSettings) -> None:
         self.settings = settings
         self.joint: JointEncoder | None = None
+        self.adapters = adapters_of(settings.family)
+        self._adapted_encoders: dict[str, TextEncoder] = {}
         self.noised: NoisedImageEncoder | None = None
         # One model thread: the engine spreads each forward over the cores itself.
         self.executor = ThreadPoolExecutor(1, "clip")
@@ -82,13 +85,15 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
             noised_clip=self.joint is not None and self.noised is not None,
             weights_digest=self.weights_digest,
             pooled_size=self.text_encoder.pooled_size,
+            adapters=list(self.adapters),
         )
 
     async def EncodeText(
         self, request: encoder_pb2.EncodeTextRequest, context: Context
     ) -> encoder_pb2.EncodeTextResponse:
         texts = self._checked_texts(request.texts)
-        encoded = await run(self.executor, "encode_text", self.text_encoder.encode, texts)
+        encoder = await self._text_encoder(request.adapter)
+        encoded = await run(self.executor, "encode_text", encoder.encode, texts)
         # On the same thread: the tokenizer keeps padding and truncation in itself from call to call.
         pooled = encoded.pooled_prompt_embeds
         all_words = await run(self.executor, "words", self.text_encoder.words, texts)
@@ -150,6 +155,22 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
             self.executor, "guide_latents", guide_latents, self.noised, latents, timestep, targets, scale
         )
         return guide_messages.latents_response(guided)
+
+    async def _text_encoder(self, adapter: str) -> TextEncoder:
+        """With that adapter; "": without."""
+        if not adapter:
+            return self.text_encoder
+        if adapter not in self.adapters:
+            known = ", ".join(self.adapters) or "none"
+            raise NotFound(f"no adapter {adapter!r:.60}; the family has {known}", field="adapter",
+                           limit=known, value=adapter)  # fmt: skip
+        # On the model's thread, so that of two first requests one loads it. A few MB each, so all are kept.
+        return await run(self.executor, "load_adapter", self._adapted, adapter)
+
+    def _adapted(self, adapter: str) -> TextEncoder:
+        if adapter not in self._adapted_encoders:
+            self._adapted_encoders[adapter] = self.text_encoder.with_adapter(self.adapters[adapter])
+        return self._adapted_encoders[adapter]
 
     def _joint(self) -> JointEncoder:
         if self.joint is None:

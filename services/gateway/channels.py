@@ -127,6 +127,7 @@ class ModelServices:
             noised_clip=encoder.noised_clip,
             num_time_ids=denoiser.num_time_ids,
             guidance_embedded=denoiser.guidance_embedded,
+            adapters=tuple(sorted({*denoiser.adapters} & {*encoder.adapters})),
         )
 
     async def _denoiser_info(self) -> denoiser_pb2.GetDenoiserInfoResponse:
@@ -135,13 +136,13 @@ class ModelServices:
                 return await replica.stub.GetDenoiserInfo(denoiser_pb2.GetDenoiserInfoRequest())
         raise Unavailable(f"no denoiser answers: {self.settings.denoiser_targets}")
 
-    async def encode_text(self, texts: list[str]) -> EncodedTexts:
+    async def encode_text(self, texts: list[str], adapter: str = "") -> EncodedTexts:
         """The conditioning of each text, and its words; of a text that was encoded lately, as it was kept."""
-        return await self._embeddings.encoded(texts, self._encode)
+        return await self._embeddings.encoded(texts, adapter, self._encode)
 
-    async def _encode(self, text: str) -> tuple[EncodedTexts, str]:
+    async def _encode(self, text: str, adapter: str) -> tuple[EncodedTexts, str]:
         """One text, and the digest of the weights that encoded it."""
-        request = encoder_pb2.EncodeTextRequest(texts=[text])
+        request = encoder_pb2.EncodeTextRequest(texts=[text], adapter=adapter)
         with calling("encoder", self.settings.encoder_target):
             response = await self.encoder.EncodeText(request, **calls.outgoing())
         limit = self.settings.max_message_bytes

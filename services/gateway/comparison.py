@@ -27,7 +27,7 @@ class EncodedOnce:
         """As the services'."""
         return self._services.gradients
 
-    async def encode_text(self, texts: list[str]) -> EncodedTexts:
+    async def encode_text(self, texts: list[str], adapter: str = "") -> EncodedTexts:
         """As the services', of texts that were encoded."""
         return self._encoded.select([self._rows[text] for text in texts])
 
@@ -59,7 +59,8 @@ class Comparison:
     async def events(self) -> AsyncIterator[tuple[int, Event]]:
         """Each setting's events, with its index; as Generation.events, from the same seeds."""
         texts = list(dict.fromkeys(text for p in self.settings for text in p.conditioning_texts))
-        once = EncodedOnce(self.services, texts, await self.services.encode_text(texts))
+        encoded = await self.services.encode_text(texts, self.settings[0].adapter)
+        once = EncodedOnce(self.services, texts, encoded)
         for index, parameters in enumerate(self.settings):
             cost = row_steps(parameters, self.family)
             generation = Generation(parameters, self.family, once, self.max_input_pixels, self.pace, cost)

@@ -45,12 +45,14 @@ class Conditioning:
         pooled_prompt_embeds: float32 [rows, pooled_size], or None.
         time_ids: float32 [rows, 6], or None.
         guidance_scale: for UNets that take it as an input; 0 for all others.
+        adapter: name of a LoRA adapter, or none.
     """
 
     prompt_embeds: torch.Tensor
     pooled_prompt_embeds: torch.Tensor | None = None
     time_ids: torch.Tensor | None = None
     guidance_scale: float = 0.0
+    adapter: str = ""
 
 
 def conditioning_of(encoded: EncodedTexts, p: Parameters, family: FamilyInfo) -> Conditioning:
@@ -64,4 +66,4 @@ def conditioning_of(encoded: EncodedTexts, p: Parameters, family: FamilyInfo) ->
         ids = torch.tensor([[p.height, p.width, 0, 0, p.height, p.width]], dtype=torch.float32)
         time_ids = ids.expand(len(encoded.prompt_embeds), -1)
     scale = (p.guidance_scale if p.guidance.classifier_free else 1.0) if family.guidance_embedded else 0.0
-    return Conditioning(encoded.prompt_embeds, encoded.pooled_prompt_embeds, time_ids, scale)
+    return Conditioning(encoded.prompt_embeds, encoded.pooled_prompt_embeds, time_ids, scale, p.adapter)

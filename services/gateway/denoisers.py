@@ -53,6 +53,7 @@ class DenoiserStream:
             pooled_prompt_embeds=_optional(conditioning.pooled_prompt_embeds),
             time_ids=_optional(conditioning.time_ids),
             guidance_scale=conditioning.guidance_scale,
+            adapter=conditioning.adapter,
         )
         self._num_rows = len(conditioning.prompt_embeds)
         self._wait_seconds = wait_seconds

@@ -19,7 +19,8 @@ from sfumato.gateway.conditioning import EncodedTexts
 TRUST_SECONDS = 60.0  # how long after an answer of the encoder its weights are taken for those that it has
 OVERHEAD_BYTES = 512  # of an entry, its words included
 
-Encode = Callable[[str], Awaitable[tuple[EncodedTexts, str]]]
+# Of a text and an adapter's name: its encoding, and the weights' digest.
+Encode = Callable[[str, str], Awaitable[tuple[EncodedTexts, str]]]
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,13 @@ class Key:
     """A text under the weights that encode it."""
 
     weights_digest: str
+    adapter: str
     text: bytes  # BLAKE2b of it
 
     @classmethod
-    def of(cls, weights_digest: str, text: str) -> "Key":
+    def of(cls, weights_digest: str, adapter: str, text: str) -> "Key":
         """Of a text itself."""
-        return cls(weights_digest, hashlib.blake2b(text.encode(), digest_size=32).digest())
+        return cls(weights_digest, adapter, hashlib.blake2b(text.encode(), digest_size=32).digest())
 
 
 class EmbeddingsCache:
@@ -49,22 +51,22 @@ class EmbeddingsCache:
         """The encoder may be another now: the next text asks it."""
         self._trusted_until = float("-inf")
 
-    async def encoded(self, texts: list[str], encode: Encode) -> EncodedTexts:
-        """The texts' encodings, kept ones and by `encode`, which gives one text's and the weights' digest."""
-        return joined(await asyncio.gather(*(self._one(text, encode) for text in texts)))
+    async def encoded(self, texts: list[str], adapter: str, encode: Encode) -> EncodedTexts:
+        """The texts' encodings, kept ones and by `encode`."""
+        return joined(await asyncio.gather(*(self._one(text, adapter, encode) for text in texts)))
 
-    async def _one(self, text: str, encode: Encode) -> EncodedTexts:
+    async def _one(self, text: str, adapter: str, encode: Encode) -> EncodedTexts:
         if self._clock() < self._trusted_until:
-            key = Key.of(self._weights_digest, text)
+            key = Key.of(self._weights_digest, adapter, text)
             if key in self._entries:
                 self._entries.move_to_end(key)
                 count_lookup("text_embeddings", hit=True)
                 return self._entries[key]
         count_lookup("text_embeddings", hit=False)
-        encoded, weights_digest = await encode(text)
+        encoded, weights_digest = await encode(text, adapter)
         self._weights_digest, self._trusted_until = weights_digest, self._clock() + TRUST_SECONDS
         if weights_digest:
-            self._keep(Key.of(weights_digest, text), encoded)
+            self._keep(Key.of(weights_digest, adapter, text), encoded)
         return encoded
 
     def _keep(self, key: Key, encoded: EncodedTexts) -> None:

@@ -90,4 +90,5 @@ def resolved_request(p: Parameters, family: FamilyInfo) -> gateway_pb2.GenerateR
         request_id=calls.request_id.get(),
         attention_maps=options_message(p.attention) if p.attention else None,
         guidance=guidance_message(p.guidance),
+        adapter=p.adapter,
     )

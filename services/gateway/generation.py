@@ -50,8 +50,8 @@ class Services(Protocol):
     def gradients(self) -> ClipServices:
         """What CLIP guidance asks of encoder and decoder."""
 
-    async def encode_text(self, texts: list[str]) -> EncodedTexts:
-        """The conditioning of each text, and its words."""
+    async def encode_text(self, texts: list[str], adapter: str = "") -> EncodedTexts:
+        """The conditioning of each text, and its words; adapter: a LoRA adapter's name, or none."""
 
     async def encode_image(self, image: bytes, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and deviation of the image's latents."""
@@ -128,7 +128,7 @@ class Generation:
         _, timesteps = prepare(p, self.family.scheduler_config)
         with self.seconds.add_to("encode_text"):
             texts = p.conditioning_texts
-            encoded = await self.services.encode_text(texts)
+            encoded = await self.services.encode_text(texts, p.adapter)
             clip = p.guidance.clip
             targets = await embed_targets(clip, self.services.gradients) if clip else None
         source = await self._source() if p.image else None

@@ -31,6 +31,7 @@ class FamilyInfo:
     noised_clip: bool = False
     num_time_ids: int = 0
     guidance_embedded: bool = False
+    adapters: tuple[str, ...] = ()
 
     @property
     def guidance_kinds(self) -> list[str]:
@@ -59,6 +60,7 @@ class Parameters:
     attention: AttentionOptions | None = None
     guidance: Guidance = field(default_factory=Guidance)
     guidance_embedded: bool = False
+    adapter: str = ""
 
     @property
     def guided(self) -> bool:
@@ -119,6 +121,7 @@ def resolve(given: Mapping[str, Any], family: FamilyInfo, settings: GatewaySetti
             given.get("guidance", {}), prompt, settings.max_prompt_characters, settings.max_image_bytes
         ),
         guidance_embedded=family.guidance_embedded,
+        adapter=_adapter(given.get("adapter", ""), family),
     )
     _check(parameters, given, family, settings)
     return parameters
@@ -151,6 +154,14 @@ def _check(
         raise InvalidArgument("strength", "given together with image", given["strength"])
     if parameters.image and parameters.strength == 0:
         raise InvalidArgument("strength", "above 0 and at most 1", parameters.strength)
+
+
+def _adapter(name: str, family: FamilyInfo) -> str:
+    if name and name not in family.adapters:
+        known = ", ".join(family.adapters) or "none"
+        raise NotFound(f"no adapter {name!r:.60}; {family.name} has {known}", field="adapter",
+                       limit=known, value=name)  # fmt: skip
+    return name
 
 
 def _whole(given: Mapping[str, Any], field: str, default: int, low: int, high: int) -> int:

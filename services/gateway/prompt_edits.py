@@ -51,7 +51,7 @@ class PromptEdit:
         scheduler, timesteps = prepare(replace(p.source, image=b""), self.family.scheduler_config)
         with self.seconds.add_to("encode_text"):
             texts = [p.null_text, p.source.prompt, p.target_prompt]
-            encoded = await self.services.encode_text(texts)
+            encoded = await self.services.encode_text(texts, p.source.adapter)
         kind = resolve_kind(p.kind, encoded.words[SOURCE], encoded.words[TARGET])
         control, blend = self._control(kind, encoded), self._blend(encoded)
         num_steps = len(timesteps) * (2 if p.source.image else 1)

@@ -122,6 +122,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
             max_pixels=min(self.settings.max_pixels, self.family.max_pixels),
             max_tokens=self.family.max_tokens,
             guidance_kinds=[kind_value(kind) for kind in self.family.guidance_kinds],
+            adapters=self.family.adapters,
         )
         return gateway_pb2.ListFamiliesResponse(families=[family])
 

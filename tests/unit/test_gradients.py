@@ -73,8 +73,8 @@ def test_the_unets_gradient_is_that_of_finite_differences(tiny_family: Path) -> 
 async def test_the_gradient_of_several_rows_is_their_sum(tiny_family: Path) -> None:
     unet = TorchUNet(tiny_family, CPU, torch.float64)
     latents, embeds, vector = random(1, 4, 8, 8), random(2, 6, 32, seed=1), random(2, 4, 8, 8, seed=2)
-    queue = GradientQueue(unet, 1)
-    gradient = await queue.vjp(await queue.linearise(latents, 50.0, Conditioning(embeds)), vector)
+    queue = GradientQueue(1)
+    gradient = await queue.vjp(await queue.linearise(unet, latents, 50.0, Conditioning(embeds)), vector)
     queue.close()
 
     def objective(x: torch.Tensor) -> float:

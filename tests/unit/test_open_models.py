@@ -45,8 +45,8 @@ def exporter() -> Any:
 
 
 async def test_the_unet_takes_its_pooled_embeddings_and_sizes_too(unet: TorchUNet) -> None:
-    queue = StepQueue(unet, 2)
-    (model,) = denoiser_models(unet.config, queue, DenoiserSettings())  # type: ignore[call-arg]
+    queue = StepQueue(2)
+    (model,) = denoiser_models(unet, queue, DenoiserSettings())  # type: ignore[call-arg]
     shapes = {tensor.name: tensor.shape for tensor in model.inputs}
     assert shapes == {
         "latents": (-1, 4, -1, -1), "timestep": (-1, 1), "prompt_embeds": (-1, -1, WIDTH + 48),

@@ -32,6 +32,7 @@ class GenerateOptions(GuidanceOptions, total=False):
     num_inference_steps: int
     guidance_scale: float | None
     scheduler: str
+    adapter: str
     width: int | None
     height: int | None
     image: bytes | str | Path | None

@@ -37,6 +37,7 @@ def generate(
     num_images: Annotated[int, typer.Option(help="How many; image i has seed + i.")] = 1,
     width: Annotated[int | None, typer.Option(help="Pixels. Default: the family's.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels. Default: the family's.")] = None,
+    adapter: Annotated[str, typer.Option(help="LoRA adapter; `sfumato models` lists the family's.")] = "",
     image: Annotated[
         Path | None, typer.Option(help="Image to start from.", exists=True, dir_okay=False)
     ] = None,
@@ -108,6 +109,8 @@ def generate(
 
       sfumato generate "a fox" -o fox.png --image cat.png --strength 0.6
 
+      sfumato generate "a fox" -o fox.png --adapter watercolour
+
       sfumato generate "a cat" -o cat.png --guidance cfg+clip --prompt-weight "a blurry photo:-0.5"
     """
     if output.suffix.lower() not in SUFFIXES:
@@ -128,6 +131,7 @@ def generate(
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,
         "scheduler": scheduler,
+        "adapter": adapter,
         "seed": seed,
         "num_images": num_images,
         "width": width,

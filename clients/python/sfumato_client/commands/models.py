@@ -28,10 +28,17 @@ def models(
     if as_json:
         print(json.dumps([MessageToDict(entry, preserving_proto_field_name=True) for entry in families]))
         return
-    table = Table("family", "methods", "default size", "largest", "prompt tokens")
+    table = Table("family", "methods", "default size", "largest", "prompt tokens", "adapters")
     for entry in families:
         size, largest = f"{entry.default_width}x{entry.default_height}", f"{entry.max_pixels} pixels"
-        table.add_row(entry.name, ", ".join(entry.methods), size, largest, str(entry.max_tokens))
+        table.add_row(
+            entry.name,
+            ", ".join(entry.methods),
+            size,
+            largest,
+            str(entry.max_tokens),
+            ", ".join(entry.adapters),
+        )  # fmt: skip
     Console().print(table)
 
 
