@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from sfumato.common.seeding import generator_of
 from sfumato.editor.clip import Clip
+from sfumato.editor.inversion import TRUNCATION
 from sfumato.editor.method import Models
 
 STEP = 5.0  # a, in standard deviations
@@ -55,6 +56,22 @@ def chunk_relevance(models: Models, clip: Clip, name: str, chunk: Chunk, num_ima
     key = f"relevance-{name}-{num_images}-{chunk.style}-{chunk.first}"
     table = models.cached(key, lambda: {"relevance": _relevance(models, clip, name, chunk, num_images)})
     return table["relevance"].to(models.device)
+
+
+def mean_embedding(models: Models, clip: Clip, name: str, num_images: int) -> torch.Tensor:
+    """The unit mean [embedding] of what the generator makes, truncated as an edit's start; cached."""
+    key = f"mean-embedding-{name}-{num_images}"
+    table = models.cached(key, lambda: {"mean_embedding": _mean_embedding(models, clip, name, num_images)})
+    return table["mean_embedding"].to(models.device)
+
+
+@torch.no_grad()
+def _mean_embedding(models: Models, clip: Clip, name: str, num_images: int) -> torch.Tensor:
+    stylegan, generator = models.stylegan2(name), generator_of(SEED + 2, models.device)
+    z = torch.randn(num_images, stylegan.d, generator=generator, device=models.device)
+    mean = stylegan.mean_w(generator)
+    images = stylegan(stylegan.spread(mean + TRUNCATION * (stylegan.mapping(z) - mean)))
+    return F.normalize(clip.embed_images((images / 2 + 0.5).clamp(0, 1)).mean(0), dim=0)
 
 
 @torch.no_grad()

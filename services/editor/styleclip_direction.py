@@ -7,17 +7,21 @@
 dS: the generator's channel relevance (channel_relevance.py), in the first iterations of a run, quick once it
 is cached; then the inversion of the image where there is one; the last iteration is the edit. The opposite
 alpha is the opposite edit.
+
+Without a neutral text, ours: unit(neutral) becomes the unit mean of CLIP's embeddings of the generator's
+images, so that nobody has to find the word for what they show.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from PIL import Image
 from torch.nn import functional as F
 
 from sfumato.common.errors import InvalidArgument
-from sfumato.editor.channel_relevance import chunk_relevance, chunks_of, deviations
+from sfumato.editor.channel_relevance import chunk_relevance, chunks_of, deviations, mean_embedding
 from sfumato.editor.clip import Clip
 from sfumato.editor.inversion import LatentState
 from sfumato.editor.method import Inputs, Method, Models, Progress, choice, folder, real, text, whole
@@ -31,7 +35,7 @@ class Options:
     """Defaults: orpatashnik/StyleCLIP."""
 
     prompt: str = text(required=True)
-    neutral_prompt: str = text(required=True)  # what the image shows, in the same terms
+    neutral_prompt: str = text()  # what the image shows, in the same terms; empty: the generator's mean image
     generator: str = folder("faces", "stylegan2")
     seed: int = whole(0, 0, 2**63 - 1)
     alpha: float = real(4.0, -10.0, 10.0)
@@ -41,10 +45,14 @@ class Options:
     num_inversion_iterations: int = whole(1000, 1, 10_000)
 
 
-def text_direction(clip: Clip, target: str, neutral: str, templates: tuple[str, ...]) -> torch.Tensor:
+def direction_of(options: Options, clip: Clip, models: Models) -> torch.Tensor:
     """dt [embedding], unit."""
-    change = clip.embed_template(target, templates) - clip.embed_template(neutral, templates)
-    return F.normalize(change, dim=0)
+    phrases = PHRASES[options.templates]
+    if options.neutral_prompt:
+        neutral = clip.embed_template(options.neutral_prompt, phrases)
+    else:
+        neutral = mean_embedding(models, clip, options.generator, options.num_relevance_images)
+    return F.normalize(clip.embed_template(options.prompt, phrases) - neutral, dim=0)
 
 
 def channel_strengths(relevance: torch.Tensor, direction: torch.Tensor, beta: float) -> torch.Tensor:
@@ -67,18 +75,21 @@ class State(LatentState):
             num_edit_iterations=1,
         )
         self.options, self.models = options, models
-        phrases = PHRASES[options.templates]
-        self.direction = text_direction(self.clip, options.prompt, options.neutral_prompt, phrases)
         self.chunks = chunks_of(self.stylegan)
         self.sigmas = deviations(self.stylegan, models.device)
         num_channels = sum(chunk.last - chunk.first for chunk in self.chunks)
-        self.kept["relevance"] = torch.zeros(num_channels, len(self.direction), device=models.device)
+        embedding = self.clip.embed_texts([options.prompt]).shape[1]
+        self.kept["relevance"] = torch.zeros(num_channels, embedding, device=models.device)
         self.num_iterations += len(self.chunks)
         self.inversion_starts = len(self.chunks)
 
-    @torch.no_grad()
-    def edited_styles(self, alpha: float) -> list[torch.Tensor]:
-        """s + alpha * strength * sigma, of the latents as they are.
+    @cached_property
+    def direction(self) -> torch.Tensor:
+        """dt; the first iteration makes it."""
+        return direction_of(self.options, self.clip, self.models)
+
+    def strengths(self) -> torch.Tensor:
+        """[channels], once the relevance is complete.
 
         Raises:
             InvalidArgument: no channel reaches beta.
@@ -87,6 +98,16 @@ class State(LatentState):
         if not strengths.any():
             largest = float((self.kept["relevance"] @ self.direction).abs().max())
             raise InvalidArgument("beta", f"at most {largest:.3f}, for this text", self.options.beta)
+        return strengths
+
+    @torch.no_grad()
+    def edited_styles(self, alpha: float) -> list[torch.Tensor]:
+        """s + alpha * strength * sigma, of the latents as they are.
+
+        Raises:
+            InvalidArgument: as `strengths`.
+        """
+        strengths = self.strengths()
         styles, row = [style.clone() for style in self.stylegan.styles(self.w_plus(self.start))], 0
         for chunk in self.chunks:
             width = chunk.last - chunk.first
@@ -120,7 +141,11 @@ def start(options: Options, inputs: Inputs, models: Models) -> State:
 
 
 def step(state: State) -> dict[str, float]:
-    """One chunk of the relevance, one iteration of the inversion, or the edit ("total": channels)."""
+    """One chunk of the relevance, one iteration of the inversion, or the edit ("total": channels).
+
+    Raises:
+        InvalidArgument: no channel reaches beta, as the relevance is complete and before an inversion begins.
+    """
     if state.iteration < len(state.chunks):
         chunk, options = state.chunks[state.iteration], state.options
         row = sum(earlier.last - earlier.first for earlier in state.chunks[: state.iteration])
@@ -128,12 +153,12 @@ def step(state: State) -> dict[str, float]:
             state.models, state.clip, options.generator, chunk, options.num_relevance_images
         )
         state.kept["relevance"][row : row + len(relevance)] = relevance
+        if state.iteration + 1 == len(state.chunks):
+            state.strengths()
         return {"total": float((relevance @ state.direction).abs().max())}
     if state.inverting:
         return state.invert()
-    state.edited_styles(state.options.alpha)
-    strengths = channel_strengths(state.kept["relevance"], state.direction, state.options.beta)
-    return {"total": float((strengths != 0).sum())}
+    return {"total": float((state.strengths() != 0).sum())}
 
 
 def run(state: State) -> Iterator[Progress]:

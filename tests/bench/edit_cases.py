@@ -24,9 +24,7 @@ EMOJI: dict[str, dict[str, Any]] = {
     "text2live": {"num_iterations": 150, "num_views": 4, "channels": 64, "templates": "emoji"},
     "styleclip-optimization": {"num_iterations": 100, "num_cutouts": 8},
     "styleclip-mapper-training": {"num_iterations": 400, "batch_size": 4},
-    "styleclip-direction": {
-        "neutral_prompt": "a joyful face", "templates": "emoji", "beta": 0.3, "alpha": 2.5,
-    },
+    "styleclip-direction": {"templates": "emoji", "beta": 0.3, "alpha": 4.0},
 }  # fmt: skip
 
 

@@ -14,6 +14,15 @@ from tests.bench.edit_cases import EMOJI, Report, share
 
 # Smileys that the family's CLIP and the judge have words for.
 FACES = ("an angry face", "a crying face", "a laughing face", "a cool face", "a face with heart eyes")
+# The vocabulary's words for faces other than the grinning one, by the alphabet of their nouns. The
+# direction's settings were chosen on the first four faces (direction_tuning.py); it is scored on the other three.
+TUNING = (
+    "an angry face", "a furious face", "a red face", "a crying face", "a sad face", "a face with heart eyes",
+    "a lovestruck face", "a face with sunglasses", "a cool face",
+)  # fmt: skip
+UNTUNED = (
+    "a laughing face", "tears of joy", "a screaming face", "a scared face", "a sleeping face", "a tired face",
+)  # fmt: skip
 WEIGHTS = {"lambda_l2": (0.0, 0.01, 0.1, 1.0), "lambda_id": (0.0, 0.1, 1.0, 10.0)}
 NUM_WEIGHTED = 3
 
@@ -40,7 +49,7 @@ def styleclip(report: Report) -> dict[str, Any]:
         "identity": round(float(np.mean(identities)), 4),
         **{name: weighted(report, name) for name in WEIGHTS},
     }
-    return figures | one_pass(report, texts, gains)
+    return figures | mapper(report, texts, gains) | direction(report)
 
 
 def weighted(report: Report, name: str) -> list[float]:
@@ -62,9 +71,9 @@ def weighted(report: Report, name: str) -> list[float]:
     return row
 
 
-def one_pass(report: Report, texts: list[str], gains: list[float]) -> dict[str, Any]:
-    """Gains of the mapper and of the direction as shares of (a)'s, and whether alpha's sign reverses."""
-    mapped, directed, reversed_signs, shares = [], [], [], []
+def mapper(report: Report, texts: list[str], gains: list[float]) -> dict[str, Any]:
+    """Gain of the mapper as a share of (a)'s."""
+    mapped, shares = [], []
     for text in FACES:
         key = text.replace(" ", "-")
         weights = report.edit("styleclip-mapper-training", key, prompt=text)["mapper"]
@@ -73,17 +82,36 @@ def one_pass(report: Report, texts: list[str], gains: list[float]) -> dict[str, 
             result = report.edit("styleclip-mapper", f"{key}-{k}", inputs, mapper=key, seed=k)
             mapped += report.gains([(result["start"], result["image"], text)])
             shares.append(gains[k])
+    return {"mapper_share_of_gain": round(float(np.mean(mapped) / np.mean(shares)), 4)}
+
+
+def direction(report: Report) -> dict[str, Any]:
+    """Gains of the direction and of (a) on texts apart from the tuning, and whether alpha's sign reverses."""
+    optimised, directed, reversed_signs = [], [], []
+    texts = [UNTUNED[k % len(UNTUNED)] for k in range(len(report.cases))]
     for k, text in enumerate(tqdm(texts, "styleclip-direction")):
-        options = {"prompt": text, "seed": k}
-        alpha = EMOJI["styleclip-direction"]["alpha"]
+        key, alpha = f"{text.replace(' ', '-')}-{k}", EMOJI["styleclip-direction"]["alpha"]
+        slow = report.edit("styleclip-optimization", key, prompt=text, seed=k)
         up, down = (
-            report.edit("styleclip-direction", f"{k}-{sign:g}", **options, alpha=sign * alpha)
+            report.edit("styleclip-direction", f"{key}-{sign:g}", prompt=text, seed=k, alpha=sign * alpha)
             for sign in (1.0, -1.0)
         )
+        optimised += report.gains([(slow["start"], slow["image"], text)])
         directed += report.gains([(up["start"], up["image"], text)])
         reversed_signs.append(report.gains([(down["image"], up["image"], text)])[0] > 0)
     return {
-        "mapper_share_of_gain": round(float(np.mean(mapped) / np.mean(shares)), 4),
-        "direction_share_of_gain": round(float(np.mean(directed) / np.mean(gains)), 4),
+        "direction_share_of_gain": round(float(np.mean(directed) / np.mean(optimised)), 4),
+        "direction_gain_by_text": by_text(texts, directed),
+        "optimization_gain_by_text": by_text(texts, optimised),
         "direction_reversible": share(reversed_signs),
+    }
+
+
+def by_text(texts: list[str], gains: list[float]) -> dict[str, float]:
+    """Mean gain of each text."""
+    return {
+        text: round(
+            float(np.mean([gain for other, gain in zip(texts, gains, strict=True) if other == text])), 4
+        )
+        for text in dict.fromkeys(texts)
     }

@@ -8,6 +8,7 @@ from sfumato.common.errors import InvalidArgument
 from sfumato.editor.channel_relevance import chunk_relevance, chunks_of, deviations
 from sfumato.editor.method import Inputs
 from sfumato.editor.styleclip_direction import METHOD, Options, channel_strengths, start
+from sfumato.editor.templates import PHRASES
 from tests.tiny_models import TinyModels
 from tests.unit.editor.resuming import assert_resumes_bit_for_bit, finish
 from tests.unit.editor.test_styleclip import face
@@ -77,7 +78,32 @@ def test_a_beta_that_no_channel_reaches_says_what_would_do(models: TinyModels) -
         start(Options(prompt="a face", neutral_prompt="a face"), Inputs(), models)
 
 
+def test_without_a_neutral_text_the_generators_mean_image_is_neutral(models: TinyModels) -> None:
+    options = Options(**{**ANGRY, "neutral_prompt": "", "num_relevance_images": 200})
+    state = start(options, Inputs(), models)
+    stylegan = models.stylegan2("faces")
+    generator = torch.Generator().manual_seed(7)
+    mean = stylegan.mapping(torch.randn(4096, stylegan.d, generator=generator)).mean(0, keepdim=True)
+    w = mean + 0.7 * (stylegan.mapping(torch.randn(400, stylegan.d, generator=generator)) - mean)
+    images = (stylegan(stylegan.spread(w)) / 2 + 0.5).clamp(0, 1)
+    neutral = F.normalize(state.clip.embed_images(images).mean(0), dim=0)
+    text = state.clip.embed_template("an angry face", PHRASES["emoji"])
+    expected = F.normalize(text - neutral, dim=0)
+    assert torch.allclose(state.direction, expected, atol=0.02)  # other samples of the same mean
+    towards_a_face = start(Options(**ANGRY), Inputs(), models).direction
+    assert float(towards_a_face @ expected) < 0.9
+
+
+def test_a_beta_too_large_is_refused_before_the_inversion_begins(models: TinyModels) -> None:
+    options = Options(**{**ANGRY, "beta": 1.0, "num_inversion_iterations": 4})
+    state = start(options, Inputs(face(models)), models)
+    with pytest.raises(InvalidArgument, match="beta"):
+        finish(METHOD, state)
+    assert state.iteration + 1 == len(state.chunks)
+
+
+@pytest.mark.parametrize("neutral", ["a face", ""])
 @pytest.mark.parametrize("at", [2, 7])
-def test_it_resumes_bit_for_bit(models: TinyModels, at: int) -> None:
-    options = Options(**ANGRY, num_inversion_iterations=4)
+def test_it_resumes_bit_for_bit(models: TinyModels, at: int, neutral: str) -> None:
+    options = Options(**{**ANGRY, "neutral_prompt": neutral}, num_inversion_iterations=4)
     assert_resumes_bit_for_bit(METHOD, options, Inputs(face(models)), models, at)

@@ -169,7 +169,8 @@ def styleclip(
         str | None, typer.Option(help="Generator of the family: a folder of its stylegan2/. Default: faces.")
     ] = None,
     neutral_prompt: Annotated[
-        str | None, typer.Option(help='direction: what the image shows: "face".')
+        str | None,
+        typer.Option(help='direction: what the image shows: "face". Default: the mean of the generator.'),
     ] = None,
     alpha: Annotated[float | None, typer.Option(help="direction: strength, -10 to 10.")] = None,
     beta: Annotated[float | None, typer.Option(help="direction: least relevance of a channel.")] = None,
@@ -195,7 +196,7 @@ def styleclip(
       sfumato edit styleclip --image face.png --prompt "an angry face" -o angry.png
 
       sfumato edit styleclip --variant direction --image face.png --prompt "angry face" \\
-        --neutral-prompt face --alpha 4 -o angry.png
+        --alpha 4 -o angry.png
     """
     options = {
         "prompt": prompt, "image": image, "generator": generator, "neutral_prompt": neutral_prompt,
