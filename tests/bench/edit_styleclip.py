@@ -14,8 +14,8 @@ from tests.bench.edit_cases import EMOJI, Report, share
 
 # Smileys that the family's CLIP and the judge have words for.
 FACES = ("an angry face", "a crying face", "a laughing face", "a cool face", "a face with heart eyes")
-# The vocabulary's words for faces other than the grinning one, by the alphabet of their nouns. The
-# direction's settings were chosen on the first four faces (direction_tuning.py); it is scored on the other three.
+# The vocabulary's words for faces other than the grinning one, by the alphabet of their nouns: on the first
+# four faces the direction's settings were chosen (direction_tuning.py), on the other three they are scored.
 TUNING = (
     "an angry face", "a furious face", "a red face", "a crying face", "a sad face", "a face with heart eyes",
     "a lovestruck face", "a face with sunglasses", "a cool face",
