@@ -23,6 +23,11 @@ from sfumato.common.stylegan2_layers import EqualLinear, PixelNorm, StyledConv, 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
+def num_layers(size: int) -> int:
+    """Layers of W+ of a generator of images of that size."""
+    return 2 * int(math.log2(size)) - 2
+
+
 class _Input(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -45,7 +50,7 @@ class StyleGAN2(nn.Module):
             "size": size, "channels": list(channels), "d": d, "num_mapping_layers": num_mapping_layers,
         }  # fmt: skip
         self.size, self.d = size, d
-        self.num_layers = 2 * int(math.log2(size)) - 2  # of W+
+        self.num_layers = num_layers(size)
         mapping = [EqualLinear(d, d, lr_multiplier=0.01, act=True) for _ in range(num_mapping_layers)]
         self.style = nn.Sequential(PixelNorm(), *mapping)
         self.input = _Input(channels[0])
@@ -123,6 +128,12 @@ def save_stylegan2(model: StyleGAN2, folder: Path) -> None:
     (folder / CONFIG).write_text(json.dumps(model.config, indent=2) + "\n")
     half = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
     save_file(half, folder / WEIGHTS)
+
+
+def latent_shape(folder: Path) -> tuple[int, int]:
+    """Layers and length of the w_plus of a folder's generator, without its weights."""
+    config = json.loads((folder / CONFIG).read_text())
+    return num_layers(config["size"]), config["d"]
 
 
 def load_stylegan2(folder: Path) -> StyleGAN2:

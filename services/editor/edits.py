@@ -94,7 +94,8 @@ def prepare(request: Request, method: Method, store: ArtifactStore, settings: Ed
     if method.needs_image and inputs.image is None:
         raise InvalidArgument("image", "given", "empty", f"{method.name} edits an image.")
     method.check(options, inputs)
-    earlier_path(options, store, owner_of(request.id))
+    if path := earlier_path(options, store, owner_of(request.id)):
+        method.fits(store.read_tensors(path), settings.family)
     images = {}
     for field, data in request.images.items():
         images[field] = f"{request.id}/inputs/{hashlib.sha256(data).hexdigest()}"

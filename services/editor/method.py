@@ -122,6 +122,10 @@ def nothing_to_check(options: Any, inputs: Inputs) -> None:
     """The check of a method whose options say it all by their ranges."""
 
 
+def anything_fits(earlier: Tensors, family: Path) -> None:
+    """The `fits` of a method that takes nothing that an earlier operation made."""
+
+
 @dataclass(frozen=True)
 class Method:
     """A method as registry.py lists it."""
@@ -134,6 +138,8 @@ class Method:
     run: Callable[[Any], Iterator[Progress]]
     # What concerns several options, or options and inputs: raises InvalidArgument before anything is queued.
     check: Callable[[Any, Inputs], None] = nothing_to_check
+    # What an earlier operation made, and the family's folder: raises as `check`, as early.
+    fits: Callable[[Tensors, Path], None] = anything_fits
     packages: tuple[str, ...] = ()  # that it imports beyond those of every editor: the extra `video`
 
 

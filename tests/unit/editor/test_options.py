@@ -11,13 +11,15 @@ from PIL import Image
 from sfumato_protos.v1 import editor_pb2
 
 from sfumato.common.errors import InvalidArgument, ResourceExhausted, SfumatoError
-from sfumato.editor.artifacts import ArtifactStore
+from sfumato.common.stylegan2 import StyleGAN2, save_stylegan2
+from sfumato.editor.artifacts import ArtifactStore, result_path
 from sfumato.editor.config import EditorSettings
 from sfumato.editor.edits import prepare
 from sfumato.editor.messages import to_request
 from sfumato.editor.method import Method
 from sfumato.editor.options import from_json, resolve
 from sfumato.editor.registry import METHODS
+from sfumato.editor.styleclip_mapper import Mapper
 from tests.editor_process import noisy_image
 
 MESSAGES = editor_pb2.EditRequest.DESCRIPTOR.oneofs_by_name["method"].fields
@@ -157,3 +159,24 @@ def test_a_seed_that_is_not_given_is_drawn(tmp_path: Path) -> None:
             prepare(request, METHODS[name], ArtifactStore(settings.artifacts), settings).options["seed"]
         )
     assert len(seeds) == 3
+
+
+def test_a_mapper_of_another_shape_is_refused_before_it_is_queued(tmp_path: Path) -> None:
+    settings = EditorSettings(state_dir=tmp_path, family=tmp_path / "family")
+    for name, d in (("faces", 8), ("animals", 16)):
+        save_stylegan2(StyleGAN2(8, (4, 4), d), tmp_path / "family" / "stylegan2" / name)
+    store = ArtifactStore(settings.artifacts)
+    weights = Mapper(num_layers=4, d=8).state_dict()
+    for generator in ("faces", "animals"):
+        named = {f"{generator}/{key}": tensor for key, tensor in weights.items()}
+        store.write_tensors(result_path(generator, "mapper.safetensors"), named)
+
+    def ask(training: str) -> None:
+        mapper = editor_pb2.StyleClipMapper(mapper=f"operations/{training}")
+        name, request = to_request(editor_pb2.EditRequest(styleclip_mapper=mapper), "a")
+        prepare(request, METHODS[name], store, settings)
+
+    ask("faces")
+    with pytest.raises(InvalidArgument, match="of the generator animals") as error:
+        ask("animals")
+    assert error.value.field == "mapper"
