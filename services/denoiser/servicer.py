@@ -85,7 +85,9 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         self.queue = StepQueue(forwards_at_a_time(settings.engine, device, workers))
         self.gradients = GradientQueue(workers)
         config = unet.config
-        latents = torch.zeros(1, config.in_channels, config.sample_size, config.sample_size)
+        # A GPU chooses its kernels by size; a CPU would only take its time.
+        side = min(config.sample_size, 8) if device.type == "cpu" else config.sample_size
+        latents = torch.zeros(1, config.in_channels, side, side)
         shapes = {"prompt_embeds": (8, config.cross_attention_dim), **needed(config)}
         warm = Conditioning(**{name: torch.zeros(2, *shape) for name, shape in shapes.items()})
         for rows in (1, 2):

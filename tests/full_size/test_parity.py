@@ -40,6 +40,7 @@ def reference(family: Path, scheduler: str) -> Image.Image:
     return image
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl"])
 def test_images_are_the_pipelines(name: str, tmp_path: Path, emoji_family: Path) -> None:
     family = (Path(FOLDER) if FOLDER else tmp_path) / name
