@@ -30,7 +30,7 @@ from sfumato.gateway.embeddings import EmbeddingsCache
 from sfumato.gateway.failures import calling
 from sfumato.gateway.gradient_channels import GradientServices
 from sfumato.gateway.parameters import FamilyInfo
-from sfumato.gateway.replicas import Replicas
+from sfumato.gateway.replicas import Replicas, usable
 from sfumato.gateway.safety import Concept, SafetyCheck
 
 # Every unary call is a function of its request, so repeating one is safe. CANCELLED is of a replica that went
@@ -78,6 +78,7 @@ class ModelServices:
         self._channels = [encoder, decoder]
         self.canary = Canary(self.replicas, settings.canary_seconds)
         self._followed: asyncio.Task[None] | None = None
+        self._weights: dict[str, str] = {}  # digest by service, of its last answer
         self._embeddings = EmbeddingsCache(settings.max_embeddings_bytes)
         self._watcher = asyncio.create_task(self._watch_encoder(encoder))
         self.encoder: encoder_pb2_grpc.EncoderServiceAsyncStub = encoder_pb2_grpc.EncoderServiceStub(encoder)
@@ -155,6 +156,7 @@ class ModelServices:
         if response.HasField("pooled_prompt_embeds"):
             message = response.pooled_prompt_embeds
             pooled = from_message(message, "pooled_prompt_embeds", (1, None), limit)
+        self._weights["encoder"] = response.weights_digest
         encoded = EncodedTexts(embeds, list(response.num_truncated_tokens), words, pooled)
         return encoded, response.weights_digest
 
@@ -185,6 +187,7 @@ class ModelServices:
         request = decoder_pb2.DecodeRequest(latents=to_message(latents), image_format=wire_format)
         with calling("decoder", self.settings.decoder_target):
             response = await self.decoder.Decode(request, **calls.outgoing())
+        self._weights["decoder"] = response.weights_digest
         if self._safety is not None:
             await self._safety.check(response.image)
         return response.image
@@ -201,6 +204,16 @@ class ModelServices:
             settings.step_timeout_seconds,
             control,
         )
+
+    def weights(self) -> dict[str, str]:
+        """Digest of the weights of encoder, decoder and denoiser, as they last answered."""
+        digests = {replica.weights_digest for replica in usable(self.replicas.current)}
+        return {**self._weights, "denoiser": ",".join(sorted(digests - {""}))}
+
+    def engines(self) -> str:
+        """What runs the UNet; several, by semicolons, while replicas differ."""
+        engines = {replica.engine for replica in usable(self.replicas.current)}
+        return "; ".join(sorted(engines - {""}))
 
     async def close(self) -> None:
         """Closes all channels."""

@@ -54,7 +54,7 @@ def to_response(event: Event, p: Parameters, family: FamilyInfo) -> gateway_pb2.
             return gateway_pb2.GenerateResponse(step=done)
         case Attended():
             return gateway_pb2.GenerateResponse(attention_maps=maps_message(event))
-        case Finished(index, seed, data, step, num_steps):
+        case Finished(index, seed, data, step, num_steps, digests):
             image = gateway_pb2.Image(
                 index=index,
                 seed=seed,
@@ -65,6 +65,7 @@ def to_response(event: Event, p: Parameters, family: FamilyInfo) -> gateway_pb2.
                 partial=step < num_steps,
                 step=step,
                 num_steps=num_steps,
+                latents_digests=digests,
             )
             return gateway_pb2.GenerateResponse(image=image)
         case Seconds():

@@ -1,6 +1,7 @@
 """One request from parameters to images: text in, trajectories, images out."""
 
 import asyncio
+import hashlib
 import math
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -103,6 +104,7 @@ class Finished:
     data: bytes
     step: int = 0
     num_steps: int = 0
+    latents_digests: tuple[bytes, ...] = ()  # after each step
 
 
 Event = Started | Stepped | Attended | Finished | Seconds
@@ -183,11 +185,13 @@ class Generation:
         decoding = gradients.open_decoding() if targets and not p.guidance.noised else None
         steering = Steering(p, seed, noise_pred, denoiser, targets, gradients, decoding)
         last: Step | None = None
+        digests: list[bytes] = []
         try:
             with self.seconds.add_to("denoise"):
                 steps = sample(p, seed, self.family, source, steering)
                 async for step, seconds in until(steps, self._last_moment()):
                     last = step
+                    digests.append(latents_digest(step.latents))
                     done = step.index + 1
                     cost = self.row_steps / (p.num_images * step.num_steps)
                     self.pace.add_step(pace_key(p, self.family), seconds, cost)
@@ -212,7 +216,7 @@ class Generation:
             data = await self.services.decode(latents, p.image_format)
         self.pace.add_decode(time.perf_counter() - start)
         IMAGES.labels(p.guidance.kind, p.scheduler).inc()
-        await queue.put(Finished(index, seed, data, done, last.num_steps))
+        await queue.put(Finished(index, seed, data, done, last.num_steps, tuple(digests)))
 
     def _last_moment(self) -> float:
         """When sampling has to stop, by time.monotonic."""
@@ -229,6 +233,11 @@ class Generation:
 def pace_key(p: Parameters, family: FamilyInfo) -> tuple[int, int, str]:
     """Latents' height and width, and the kind of guidance: what the time of a step depends on."""
     return p.height // family.vae_scale_factor, p.width // family.vae_scale_factor, p.guidance.kind
+
+
+def latents_digest(latents: torch.Tensor) -> bytes:
+    """BLAKE2b, 16 bytes, of float32 latents' own bytes."""
+    return hashlib.blake2b(latents.contiguous().numpy().data, digest_size=16).digest()
 
 
 def cut_warnings(texts: list[str], encoded: EncodedTexts, family: FamilyInfo) -> list[str]:

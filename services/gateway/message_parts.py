@@ -1,6 +1,7 @@
 """Parts that several of the gateway's messages share."""
 
 import re
+from importlib.metadata import version
 from typing import Any
 
 from sfumato_protos.v1 import decoder_pb2, gateway_pb2
@@ -41,6 +42,12 @@ def name_format(given: dict[str, Any]) -> None:
 def format_value(name: str) -> decoder_pb2.ImageFormat.ValueType:
     """The wire value of PNG, JPEG or WEBP."""
     return decoder_pb2.ImageFormat.Value(f"IMAGE_FORMAT_{name}")
+
+
+def manifest_message(weights: dict[str, str], engine: str) -> gateway_pb2.Manifest:
+    """What made the images: the weights' digests, and the versions of what ran them."""
+    versions = {name: version(name) for name in ("sfumato", "torch", "diffusers")}
+    return gateway_pb2.Manifest(weights=weights, versions={**versions, "denoiser": engine})
 
 
 def timings_message(seconds: Seconds) -> gateway_pb2.Timings:

@@ -29,7 +29,7 @@ from sfumato.gateway.guidance_messages import kind_value
 from sfumato.gateway.job import Event as JobEvent
 from sfumato.gateway.job_messages import as_event, check_handling, fingerprint
 from sfumato.gateway.jobs import Jobs
-from sfumato.gateway.message_parts import given_priority, take_request_id
+from sfumato.gateway.message_parts import given_priority, manifest_message, take_request_id
 from sfumato.gateway.pace import Pace
 from sfumato.gateway.parameters import FamilyInfo, Parameters, resolve
 from sfumato.gateway.prompt_edits import PromptEdit
@@ -171,6 +171,10 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
             index = 0
             async for event in generation.events():
                 response = to_response(event, parameters, self.family)
+                if response.HasField("done"):
+                    response.done.manifest.CopyFrom(
+                        manifest_message(self.services.weights(), self.services.engines())
+                    )
                 response.event_index = index
                 index += 1
                 yield response

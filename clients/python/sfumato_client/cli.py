@@ -17,6 +17,7 @@ from sfumato_client.commands.health import health
 from sfumato_client.commands.models import models_app
 from sfumato_client.commands.new_key import new_key
 from sfumato_client.commands.operations import operations_app
+from sfumato_client.commands.replay import replay
 from sfumato_client.console import (
     FamilyDir,
     own_stack,
@@ -28,6 +29,7 @@ from sfumato_client.console import (
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 app.callback()(security_options)
 app.command()(generate)
+app.command()(replay)
 app.command()(compare)
 app.command()(attention)
 app.command()(edit_prompt)

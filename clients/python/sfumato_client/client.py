@@ -67,7 +67,11 @@ class Client(Edits):
 
         With a request_id a stream that is dropped is joined again.
         """
-        rejoin = Rejoin(build_request(prompt, options), self.timeout)
+        yield from self.events_of(build_request(prompt, options))
+
+    def events_of(self, request: gateway_pb2.GenerateRequest) -> Iterator[gateway_pb2.GenerateResponse]:
+        """As generate_events, of a message."""
+        rejoin = Rejoin(request, self.timeout)
         while True:
             call = self._stub.Generate(rejoin.request, timeout=rejoin.timeout)
             try:

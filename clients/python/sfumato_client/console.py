@@ -4,7 +4,7 @@ import contextlib
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from sfumato_protos.v1 import gateway_pb2
 
 from sfumato_client.client import TIMEOUT_SECONDS, Client
 from sfumato_client.errors import SfumatoError
@@ -43,11 +44,16 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 
 def with_progress(client: Client, prompt: str, options: GenerateOptions) -> GenerateResult:
     """Runs the request under a progress bar over the steps of all images."""
+    return progress_of(client.generate_events(prompt, **options))
+
+
+def progress_of(events: Iterable[gateway_pb2.GenerateResponse]) -> GenerateResult:
+    """Reads a generation's events under a progress bar over the steps of all images."""
     result = GenerateResult()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=stderr, transient=True) as progress:
         task = progress.add_task("waiting", total=None)
-        for event in client.generate_events(prompt, **options):
+        for event in events:
             result.add(event)
             if event.HasField("accepted"):
                 total = event.accepted.num_steps * event.accepted.parameters.num_images

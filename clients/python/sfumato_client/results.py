@@ -21,6 +21,7 @@ class GeneratedImage:
     partial: bool = False  # the deadline came first: predicted by step `step` of `num_steps`
     step: int = 0
     num_steps: int = 0
+    latents_digests: tuple[bytes, ...] = ()  # after each step
 
     def save(self, path: str | Path) -> Path:
         """Writes the file; it appears whole or not at all. Makes the folder if there is none."""
@@ -38,6 +39,8 @@ class GenerateResult:
     images: list[GeneratedImage] = field(default_factory=list)
     attention: dict[int, WordMaps] = field(default_factory=dict)  # by the image's index, when asked for
     timings: gateway_pb2.Timings = field(default_factory=gateway_pb2.Timings)
+    weights: dict[str, str] = field(default_factory=dict)  # SHA-256 by service
+    versions: dict[str, str] = field(default_factory=dict)
 
     def add(self, event: gateway_pb2.GenerateResponse) -> None:
         """Takes in one event of the stream."""
@@ -52,10 +55,22 @@ class GenerateResult:
                 # A request that began anew sends its images again.
                 self.images = [image for image in self.images if image.index != i.index]
                 self.images.append(
-                    GeneratedImage(i.index, i.seed, i.data, i.width, i.height, i.partial, i.step, i.num_steps)
+                    GeneratedImage(
+                        i.index,
+                        i.seed,
+                        i.data,
+                        i.width,
+                        i.height,
+                        i.partial,
+                        i.step,
+                        i.num_steps,
+                        tuple(i.latents_digests),
+                    )
                 )
                 self.images.sort(key=lambda image: image.index)
             case "attention_maps":
                 self.attention[event.attention_maps.image_index] = word_maps(event.attention_maps)
             case "done":
                 self.timings = event.done.timings
+                self.weights = dict(event.done.manifest.weights)
+                self.versions = dict(event.done.manifest.versions)

@@ -14,12 +14,13 @@ from sfumato_client.console import (
     FamilyDir,
     Target,
     gateway,
+    progress_of,
     readable_errors,
     stderr,
-    with_progress,
 )
 from sfumato_client.guidance import CLIP_PATHS, GUIDANCE_KINDS
-from sfumato_client.requests import ON_DISCONNECT, SCHEDULERS, GenerateOptions
+from sfumato_client.manifest import manifest_of, write_manifest
+from sfumato_client.requests import ON_DISCONNECT, SCHEDULERS, GenerateOptions, build_request
 from sfumato_client.results import GeneratedImage, GenerateResult
 
 
@@ -85,6 +86,9 @@ def generate(
     ] = "cancel",
     keep_seconds: Annotated[
         float | None, typer.Option(help="With an id: how long it goes on unread, and is kept. Default: 300.")
+    ] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(help="File for what `sfumato replay` needs to run it again and compare.")
     ] = None,
     target: Target = "",
     family: FamilyDir = None,
@@ -159,7 +163,10 @@ def generate(
     options.update(_prompts(prompt, prompt_weight or []))
     options.update(_image_prompts(image_prompt or []))
     with readable_errors(), gateway(target, family, timeout) as client:
-        result = with_progress(client, prompt, options)
+        request = build_request(prompt, options)
+        result = progress_of(client.events_of(request))
+        if manifest is not None:
+            write_manifest(manifest, manifest_of(result, request))
     files = [image.save(path) for image, path in zip(result.images, _paths(output, num_images), strict=True)]
     for warning in result.warnings:
         stderr.print(f"[yellow]warning[/yellow]: {warning}", highlight=False)
