@@ -35,9 +35,6 @@ from sfumato.denoiser.open_models import open_models
 from sfumato.denoiser.probes import Control
 from sfumato.denoiser.unets import Adapters, Unets
 
-# Not "triton": a GPU's torch brings a compiler of that name.
-ENGINE_NAMES = {"auto": "onnxruntime", "triton": "Triton Inference Server"}
-
 
 @dataclass(frozen=True)
 class Opened:
@@ -80,8 +77,9 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         self.unets = Unets(unet, torch_unet, AttentionUNet(torch_unet.model, device))
         self.adapters = Adapters(torch_unet, adapters_of(family), settings.max_adapters)
         self.weights_digest = await asyncio.to_thread(weights_digest, family, "unet")
-        named = ENGINE_NAMES.get(settings.engine, settings.engine)
-        self.engine = engine_version("torch" if unet is torch_unet else named, device)
+        named = "torch" if unet is torch_unet else "onnxruntime"
+        # What Triton runs on may change, and a row may share its forward with others.
+        self.engine = "" if settings.engine == "triton" else engine_version(named, device)
         self.queue = StepQueue(forwards_at_a_time(settings.engine, device, workers))
         self.gradients = GradientQueue(workers)
         config = unet.config

@@ -1,7 +1,8 @@
 """A step of a fixed input at each denoiser that is idle: the same weights and engine must give the same bits.
 
 A denoiser that gives others (a broken device, weights damaged in memory) gets no more trajectories until it
-gives them again. One that is busy is not asked, and one that does not answer is not judged.
+gives them again. One that is busy is not asked; one that does not answer, or tells no engine (Triton), is
+not judged.
 """
 
 import asyncio
@@ -76,6 +77,10 @@ class Canary:
                 info.engine,
                 begun,
             )
+            if not info.engine:
+                STEPS.labels("unjudged").inc()
+                replica.sound = True
+                return
             expected = self._expected.setdefault((info.weights_digest, info.engine), found)
             if found == expected:
                 STEPS.labels("same").inc()

@@ -48,7 +48,7 @@ def triton_stack(
     server: TritonServer, family: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
     """All services, each with engine triton."""
-    settings = {}
+    settings = {"SFUMATO_GATEWAY_CANARY_SECONDS": "3600"}  # steps are counted
     for name in ("ENCODER", "DECODER", "DENOISER"):
         settings |= {f"SFUMATO_{name}_ENGINE": "triton", f"SFUMATO_{name}_TRITON_URL": server.url}
         settings[f"SFUMATO_{name}_NUM_THREADS"] = "1"
@@ -83,7 +83,8 @@ async def test_an_image_made_through_triton_is_torchs(
         expected = await on_torch.generate("a cat", **REQUEST)
     assert np.abs(pixels(got) - pixels(expected)).max() <= 2
     used = {name: after[name] - before[name] for name in after}
-    assert used == {"unet": 16, "decoder": 1, "text_encoder": 2}  # the text, and the empty one
+    assert used.pop("unet") in (16, 17)  # the gateway looks at a new denoiser by a step
+    assert used == {"decoder": 1, "text_encoder": 2}  # the text, and the empty one
 
 
 async def test_an_image_does_not_depend_on_what_waits_beside_it(on_triton: AsyncClient) -> None:

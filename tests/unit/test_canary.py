@@ -20,13 +20,14 @@ from sfumato.gateway.replicas import Replicas
 class Denoiser(denoiser_pb2_grpc.DenoiserServiceServicer):
     """Multiplies the latents; its factor may go wrong."""
 
-    def __init__(self, weights: str = "w") -> None:
-        self.weights, self.factor, self.num_steps = weights, 2.0, 0
+    def __init__(self, weights: str = "w", engine: str = "e") -> None:
+        self.weights, self.engine, self.factor, self.num_steps = weights, engine, 2.0, 0
 
     async def GetDenoiserInfo(self, request: Any, context: Any) -> denoiser_pb2.GetDenoiserInfoResponse:
         return denoiser_pb2.GetDenoiserInfoResponse(
-            in_channels=4, sample_size=8, cross_attention_dim=16, weights_digest=self.weights, engine="e"
-        )
+            in_channels=4, sample_size=8, cross_attention_dim=16, weights_digest=self.weights,
+            engine=self.engine,
+        )  # fmt: skip
 
     async def Denoise(
         self, request_iterator: AsyncIterator[denoiser_pb2.DenoiseRequest], context: Any
@@ -100,6 +101,16 @@ async def test_other_weights_may_give_other_bits() -> None:
         await canary.look()
         assert [replica.sound for replica in replicas.current] == [True, True]
         assert [replica.weights_digest for replica in replicas.current] == ["w1", "w2"]
+
+
+async def test_one_that_promises_no_bits_is_not_judged() -> None:
+    denoiser = Denoiser(engine="")
+    async with serving(denoiser) as (canary, replicas):
+        await canary.look()
+        denoiser.factor = 3.0
+        await canary.look()
+        assert [replica.sound for replica in replicas.current] == [True]
+        assert denoiser.num_steps == 2
 
 
 async def test_one_that_is_busy_or_silent_is_not_judged() -> None:
