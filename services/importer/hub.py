@@ -22,13 +22,12 @@ def fetch(repository: str, revision: str, folder: Path) -> Path:
         WeightsError: the hub does not know it, or cannot be reached.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     try:
         commit = HfApi().repo_info(repository, revision=revision).sha
         snapshot_download(repository, revision=commit, local_dir=folder, allow_patterns=list(WANTED))
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # of the hub, the network and the disk: they have no common class
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WeightsError(f"{repository} at {revision} cannot be fetched: {reason}"[:300]) from error
     record = {"repository": repository, "revision": commit, "sha256": digests(folder)}
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")

@@ -1,0 +1,53 @@
+"""`sfumato models check` and `import`, as a user runs them."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.tiny_models import tiny_stylegan2
+
+
+def sfumato(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    """The command, its output as text."""
+    command = [str(Path(sys.executable).with_name("sfumato")), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+
+
+def test_a_family_is_checked_imported_into_and_checked_again(tiny_family: Path, tmp_path: Path) -> None:
+    family = shutil.copytree(tiny_family, tmp_path / "mine")
+    shutil.rmtree(family / "stylegan2")
+    before = json.loads(sfumato("models", "check", family, "--json").stdout)
+    assert any("stylegan2" in parts for parts in before["missing"].values())
+    torch.save({"g_ema": tiny_stylegan2().state_dict()}, tmp_path / "faces.pt")
+    imported = sfumato("models", "import", "stylegan2", tmp_path / "faces.pt", family, "--name", "faces")
+    assert imported.returncode == 0, imported.stderr
+    checked = sfumato("models", "check", family)
+    assert checked.returncode == 0
+    assert "styleclip" in checked.stdout
+    assert "stylegan2/faces" in checked.stdout
+
+
+def test_a_broken_family_fails_with_the_files_and_keys_name(tiny_family: Path, tmp_path: Path) -> None:
+    family = shutil.copytree(tiny_family, tmp_path / "broken")
+    file = family / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors.pop("decoder.conv_out.bias")
+    save_file(tensors, file)
+    checked = sfumato("models", "check", family)
+    assert checked.returncode == 1
+    assert f"{file}: decoder.conv_out.bias is missing" in checked.stderr.replace("\n", "")
+    nowhere = sfumato("models", "check", tmp_path / "nowhere")
+    assert nowhere.returncode == 1
+    assert "is not a folder" in nowhere.stderr.replace("\n", " ")
+
+
+def test_each_kind_of_import_explains_itself() -> None:
+    for kind in ("checkpoint", "vqgan", "stylegan2", "identity", "fetch"):
+        told = sfumato("models", "import", kind, "--help")
+        assert told.returncode == 0
+        assert f"sfumato models import {kind}" in told.stdout
