@@ -6,6 +6,7 @@ evaluated for a difference alone.
 """
 
 import torch
+from torch.nn import functional as F
 
 RIGIDITY_EPSILON = 0.001
 
@@ -60,6 +61,9 @@ def sparsity_loss(foreground: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor
     return (foreground * (1 - alpha)[..., None]).square().sum(-1).mean()
 
 
-def bootstrap_loss(alpha: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy of alpha with the mask in [0, 1] (equation 14)."""
-    return -(mask * alpha.log() + (1 - mask) * (1 - alpha).log()).mean()
+def bootstrap_loss(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy of alpha with the mask in [0, 1] (equation 14).
+
+    Of alpha's logits: an opacity that has become 0 or 1 where the mask says otherwise still has a gradient.
+    """
+    return F.binary_cross_entropy_with_logits(logits, mask)

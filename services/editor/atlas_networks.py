@@ -36,7 +36,7 @@ def encode(x: torch.Tensor, num_bands: int) -> torch.Tensor:
 
 
 class Perceptron(nn.Module):
-    """Linear layers with ReLU between them and tanh at the end; `skips` see the input again."""
+    """Linear layers with ReLU between them; `skips` see the input again."""
 
     def __init__(
         self, num_in: int, num_out: int, width: int, num_layers: int, skips: tuple[int, ...] = ()
@@ -50,12 +50,12 @@ class Perceptron(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[k, num_in] to [k, num_out] in (-1, 1)."""
+        """[k, num_in] to [k, num_out]."""
         hidden = x
         for index, layer in enumerate(self.layers):
             hidden = torch.relu(hidden) if index else hidden
             hidden = layer(torch.cat([hidden, x], -1) if index in self.skips else hidden)
-        return torch.tanh(hidden)
+        return hidden
 
 
 class AtlasNetworks(nn.Module):
@@ -71,18 +71,27 @@ class AtlasNetworks(nn.Module):
 
     def uv(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[k, 3] to the foreground's and the background's uv [k, 2]."""
-        return self.foreground(points), self.background(points)
+        return torch.tanh(self.foreground(points)), torch.tanh(self.background(points))
+
+    def logits(self, points: torch.Tensor) -> torch.Tensor:
+        """[k, 3] to the opacity before it is squashed [k]."""
+        logits: torch.Tensor = 2 * self.opacity(encode(points, self.sizes.alpha_bands))[:, 0]
+        return logits
 
     def alpha(self, points: torch.Tensor) -> torch.Tensor:
         """[k, 3] to the foreground's opacity [k], 0.001 to 0.991."""
-        raw: torch.Tensor = self.opacity(encode(points, self.sizes.alpha_bands))[:, 0]
-        return LEAST_ALPHA + ALPHA_RANGE * (raw + 1) / 2
+        return opacity_of(self.logits(points))
 
     def colours(self, foreground_uv: torch.Tensor, background_uv: torch.Tensor) -> torch.Tensor:
         """Both layers' colours at uv [k, 2]: [2, k, 3] in (0, 1), the foreground first."""
         places = torch.stack([foreground_uv * 0.5 + 0.5, background_uv * 0.5 - 0.5])
-        raw: torch.Tensor = self.atlas(encode(places.flatten(0, 1), self.sizes.atlas_bands))
+        raw = torch.tanh(self.atlas(encode(places.flatten(0, 1), self.sizes.atlas_bands)))
         return ((raw + 1) / 2).unflatten(0, places.shape[:2])
+
+
+def opacity_of(logits: torch.Tensor) -> torch.Tensor:
+    """0.001 + 0.99 (tanh(logit / 2) + 1) / 2."""
+    return LEAST_ALPHA + ALPHA_RANGE * torch.sigmoid(logits)
 
 
 def composite(alpha: torch.Tensor, colours: torch.Tensor) -> torch.Tensor:

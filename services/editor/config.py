@@ -8,6 +8,7 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from sfumato.common.config import ModelSettings
+from sfumato.editor.video import Limits
 
 
 def default_state_dir() -> Path:
@@ -39,7 +40,11 @@ class EditorSettings(ModelSettings):
     max_image_bytes: int = Field(8 * 2**20, gt=0, description="Largest image file, in bytes.")
     max_prompt_characters: int = Field(1000, gt=0, description="Longest text, in characters.")
     max_prompts: int = Field(16, gt=0, description="Most texts, or images, to match.")
-    max_num_iterations: int = Field(100_000, gt=0, description="Most iterations of an edit.")
+    max_video_bytes: int = Field(12 * 2**20, gt=0, description="Largest video file, in bytes.")
+    max_video_frames: int = Field(200, gt=0, description="Most frames of a video.")
+    max_video_seconds: float = Field(60.0, gt=0, description="Longest video.")
+    max_video_pixels: int = Field(32 * 2**20, gt=0, description="Most pixels of all frames of a video.")
+    max_num_iterations: int = Field(400_000, gt=0, description="Most iterations of an edit.")
 
     @property
     def database(self) -> str:
@@ -50,6 +55,14 @@ class EditorSettings(ModelSettings):
     def executor(self) -> str:
         """The executor's id: with a database of its own, one that a new host name does not change."""
         return self.executor_id or ("local" if self.database.startswith("sqlite") else socket.gethostname())
+
+    @property
+    def video_limits(self) -> Limits:
+        """What a video may have."""
+        return Limits(
+            self.max_video_bytes, self.max_video_frames, self.max_video_seconds, self.max_pixels,
+            self.max_video_pixels,
+        )  # fmt: skip
 
     @property
     def artifacts(self) -> str:

@@ -19,6 +19,7 @@ from sfumato.editor.artifacts import ArtifactStore
 from sfumato.editor.config import EditorSettings
 from sfumato.editor.method import Inputs, Method
 from sfumato.editor.options import check_folders, from_json, resolve
+from sfumato.editor.video import Video, decode, is_video
 
 # Also a folder's name in the artifact store: "..", and what starts with "_", are none.
 ID_RULE = "1 to 128 of [A-Za-z0-9._-], the first a letter or digit"
@@ -133,15 +134,41 @@ def earlier_path(options: Any, store: ArtifactStore, owner: str) -> str:
 
 
 def _opened(files: Mapping[str, bytes], settings: EditorSettings) -> Inputs:
-    images = {field: _open(field, data, settings) for field, data in files.items()}
-    image, mask = images.pop("image", None), images.pop("mask", None)
-    if mask is not None and image is None:
-        raise InvalidArgument("mask", "given together with image", "given alone")
-    if mask is not None and image is not None and mask.size != image.size:
+    pictures, videos = dict(files), {}
+    for field in ("video", "mask"):
+        wanted = field == "video" or ("video" in videos and is_video(pictures.get(field, b"")))
+        if wanted and (data := pictures.pop(field, b"")):
+            videos[field] = _decode(field, data, settings)
+    images = {field: _open(field, data, settings) for field, data in pictures.items()}
+    image, mask, video = images.pop("image", None), images.pop("mask", None), videos.get("video")
+    if (mask is not None or "mask" in videos) and image is None and video is None:
+        raise InvalidArgument("mask", "given together with image or video", "given alone")
+    size = None if image is None else image.size
+    if video is not None:
+        size = video.frames.shape[2], video.frames.shape[1]
+    if mask is not None and size is not None and mask.size != size:
         raise InvalidArgument(
-            "mask", f"{image.width}x{image.height}, as the image", f"{mask.width}x{mask.height}"
+            "mask", f"{size[0]}x{size[1]}, as what is edited", f"{mask.width}x{mask.height}"
         )
-    return Inputs(image, mask, tuple(images[f"image_prompts[{index}]"] for index in range(len(images))))
+    if "mask" in videos and video is not None:
+        _check_alike(videos["mask"], video)
+    prompts = tuple(images[f"image_prompts[{index}]"] for index in range(len(images)))
+    return Inputs(image, mask, prompts, video, videos.get("mask"))
+
+
+def _decode(field: str, data: bytes, settings: EditorSettings) -> Video:
+    video = decode(data, field, settings.video_limits)
+    height, width = video.frames.shape[1:3]
+    if min(height, width) < MIN_SIDE:
+        raise InvalidArgument(field, f"at least {MIN_SIDE} pixels a side", f"{width}x{height}")
+    return video
+
+
+def _check_alike(mask: Video, video: Video) -> None:
+    (n, height, width), (k, h, w) = video.frames.shape[:3], mask.frames.shape[:3]
+    if (n, height, width) != (k, h, w):
+        limit = f"{n} frames of {width}x{height}, as the video"
+        raise InvalidArgument("mask", limit, f"{k} of {w}x{h}")
 
 
 def _open(field: str, data: bytes, settings: EditorSettings) -> Image.Image:

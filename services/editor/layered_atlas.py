@@ -16,6 +16,7 @@ each frame or for the first, or found from the motion (motion_mask.py). Pixels a
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -23,14 +24,15 @@ from PIL import Image
 from sfumato.common.errors import InvalidArgument
 from sfumato.common.seeding import generator_of, initialise
 from sfumato.editor import atlas_losses as terms
-from sfumato.editor.atlas_networks import AtlasNetworks, Sizes, composite, coordinates
+from sfumato.editor.atlas_networks import AtlasNetworks, Sizes, composite, coordinates, opacity_of
 from sfumato.editor.decomposition import Decomposition, atlas_picture, render_frame
-from sfumato.editor.flow import Flows, estimate
 from sfumato.editor.method import Inputs, Method, Models, Progress, Tensors, real, whole
-from sfumato.editor.motion_mask import mask_of
 from sfumato.editor.optimised import Optimised, iterate
 from sfumato.editor.pixels import side_by_side
 from sfumato.editor.video import Video
+
+if TYPE_CHECKING:
+    from sfumato.editor.flow import Flows
 
 UV_SCALE = 0.8  # of the mappings' start
 REFERENCE_SIDE = 768  # of the paper's clips, whose distance in pixels far_pixels is
@@ -80,7 +82,7 @@ class State(Optimised):
     """The networks, Adam's moments, and the clip with its flow and mask."""
 
     def __init__(
-        self, options: Options, networks: AtlasNetworks, video: Video, flows: Flows, mask: torch.Tensor
+        self, options: Options, networks: AtlasNetworks, video: Video, flows: "Flows", mask: torch.Tensor
     ) -> None:
         device = mask.device
         optimizer = torch.optim.Adam(networks.parameters(), lr=options.learning_rate)
@@ -143,6 +145,10 @@ def start(options: Options, inputs: Inputs, models: Models) -> State:
     Raises:
         InvalidArgument: as `check`, or no foreground was found.
     """
+    # OpenCV is an extra: an editor without it lists its other methods.
+    from sfumato.editor.flow import estimate
+    from sfumato.editor.motion_mask import mask_of
+
     check(options, inputs)
     assert inputs.video is not None
     video = inputs.video.fitted(options.size or REFERENCE_SIDE)
@@ -204,8 +210,8 @@ def losses(state: State, corner: torch.Tensor, blocks: torch.Tensor, done: int) 
     options, networks, count = state.options, state.networks, len(corner)
     known, there = matches(state, corner)
     points = coordinates(torch.cat([blocks.flatten(0, 1).float(), there]), state.shape)
-    uvs, alphas = networks.uv(points), networks.alpha(points)
-    inside = 4 * count
+    uvs, logits, inside = networks.uv(points), networks.logits(points), 4 * count
+    alphas = opacity_of(logits)
     uv_blocks = [uv[:inside].unflatten(0, (count, 4)) for uv in uvs]
     alpha, alpha_there = alphas[:inside], alphas[inside:]
     layers = networks.colours(uvs[0][:inside], uvs[1][:inside])
@@ -232,7 +238,7 @@ def losses(state: State, corner: torch.Tensor, blocks: torch.Tensor, done: int) 
         found["far_rigidity"] = far_rigidity(state, corner, [uv[:, 0] for uv in uv_blocks], scale)
     if done < options.num_bootstrap_iterations and options.lambda_bootstrap:
         mask = state.mask[t, y, x].flatten()
-        found["bootstrap"] = options.lambda_bootstrap * terms.bootstrap_loss(alpha, mask)
+        found["bootstrap"] = options.lambda_bootstrap * terms.bootstrap_loss(logits[:inside], mask)
     return found
 
 

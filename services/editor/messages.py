@@ -19,7 +19,7 @@ from sfumato.editor.records import Job
 from sfumato.editor.runs import Failure
 
 MAX_INLINE_BYTES = 4 * 2**20
-MEDIA_TYPES = {"png": "image/png", "safetensors": "application/vnd.safetensors"}
+MEDIA_TYPES = {"png": "image/png", "mp4": "video/mp4", "safetensors": "application/vnd.safetensors"}
 STATES = {
     "queued": editor_pb2.EDIT_STATE_QUEUED,
     "running": editor_pb2.EDIT_STATE_RUNNING,
@@ -45,7 +45,7 @@ def to_request(message: editor_pb2.EditRequest, operation: str) -> tuple[str, Re
         known = ", ".join(f.name for f in message.DESCRIPTOR.oneofs_by_name["method"].fields)
         raise InvalidArgument("method", f"one of {known}", "unset")
     options = given_fields(getattr(message, field))
-    images = {name: data for name in ("image", "mask") if (data := getattr(message, name))}
+    images = {name: data for name in ("image", "mask", "video") if (data := getattr(message, name))}
     for index, prompt in enumerate(options.get("image_prompts", ())):
         images[f"image_prompts[{index}]"] = prompt.pop("image", b"")
     if message.HasField("seed"):

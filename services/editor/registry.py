@@ -6,12 +6,15 @@ from pathlib import Path
 from sfumato.common.errors import NotFound, Unimplemented
 from sfumato.common.family import family_name
 from sfumato.editor import (
+    atlas_render,
     deep_image_prior,
+    layered_atlas,
     styleclip_direction,
     styleclip_mapper,
     styleclip_mapper_use,
     styleclip_optimization,
     text2live,
+    text2live_video,
     vqgan_clip,
 )
 from sfumato.editor.method import Method
@@ -24,6 +27,9 @@ _MODULES = (
     styleclip_mapper,
     styleclip_mapper_use,
     styleclip_direction,
+    layered_atlas,
+    atlas_render,
+    text2live_video,
 )
 METHODS: dict[str, Method] = {module.METHOD.name: module.METHOD for module in _MODULES}
 

@@ -12,8 +12,9 @@ G(x) is a colour E and an opacity alpha at each pixel (section 3.1):
 Images are float [1, 3, h, w] in [0, 1], the edit layer [1, 4, h, w].
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -30,6 +31,7 @@ from sfumato.editor.optimised import Optimised, iterate
 from sfumato.editor.pixels import fitted, to_image, to_tensor, working_size
 from sfumato.editor.skip_unet import SkipUNet, num_scales_of
 from sfumato.editor.templates import PHRASES, SCREENS
+from sfumato.editor.video import Video
 from sfumato.editor.views import clip_views, training_view
 
 GREEN = (0.0, 177 / 255, 64 / 255)
@@ -65,7 +67,9 @@ class Options:
 class State(Optimised):
     """The generator, and MADGRAD's sums."""
 
-    def __init__(self, options: Options, network: SkipUNet, clip: Clip, image: torch.Tensor) -> None:
+    l0 = L0
+
+    def __init__(self, options: Any, network: SkipUNet, clip: Clip, image: torch.Tensor) -> None:
         optimizer = MADGRAD(network.parameters(), lr=options.learning_rate)
         generator = generator_of(options.seed, image.device)
         super().__init__(options.num_iterations, dict(network.named_parameters()), optimizer, generator)
@@ -86,7 +90,7 @@ class State(Optimised):
         """The composite."""
         return to_image(composite(self.edit_layer(), self.image))
 
-    def result(self) -> dict[str, Image.Image | Tensors]:
+    def result(self) -> Mapping[str, Image.Image | Video | Tensors]:
         """The composite, and the edit layer as RGBA (straight alpha)."""
         layer = self.edit_layer()
         return {"image": to_image(composite(layer, self.image)), "edit_layer": to_image(layer)}
@@ -102,9 +106,9 @@ def composite(layer: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
     return (1 - alpha) * below + alpha * colour
 
 
-def sparsity(alpha: torch.Tensor) -> torch.Tensor:
+def sparsity(alpha: torch.Tensor, l0: float = L0) -> torch.Tensor:
     """Equation 7: L1, and a smooth count of what is not 0."""
-    return L1 * alpha.mean() + L0 * (2 * torch.sigmoid(5 * alpha) - 1).mean()
+    return L1 * alpha.mean() + l0 * (2 * torch.sigmoid(5 * alpha) - 1).mean()
 
 
 def structure_loss(clip: Clip, edited: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
@@ -146,7 +150,7 @@ def start(options: Options, inputs: Inputs, models: Models) -> State:
 def losses(state: State, x: torch.Tensor, layer: torch.Tensor) -> dict[str, torch.Tensor]:
     """The weighted terms; those of weight 0 are not computed."""
     options, clip, alpha = state.options, state.clip, layer[:, 3:]
-    edited, terms = composite(layer, x), {"sparsity": options.lambda_sparsity * sparsity(alpha)}
+    edited, terms = composite(layer, x), {"sparsity": options.lambda_sparsity * sparsity(alpha, state.l0)}
     if options.lambda_composition:
         terms |= composition_losses(state, x, edited)
     if options.lambda_screen:

@@ -48,6 +48,7 @@ class GatewaySettings(ServerSettings):
     max_prompt_characters: int = Field(1000, gt=0, description="Longest prompt, in characters.")
     max_num_inference_steps: int = Field(1000, gt=0, description="Most steps of a request.")
     max_pixels: int = Field(512 * 512, gt=0, description="Largest image made, width times height.")
+    max_video_bytes: int = Field(12 * 2**20, gt=0, description="Largest video file of an edit, in bytes.")
     max_image_bytes: int = Field(8 * 2**20, gt=0, description="Largest image or mask file, in bytes.")
     max_input_pixels: int = Field(2**24, gt=0, description="Largest image or mask, in pixels.")
     replica_wait_seconds: float = Field(5.0, gt=0, description="How long a step waits for a live denoiser.")

@@ -29,7 +29,7 @@ class EditorChannel:
 
     def __init__(self, settings: GatewaySettings) -> None:
         self.target, self.wait_seconds = settings.editor_target, settings.editor_wait_seconds
-        self.max_image_bytes = settings.max_image_bytes
+        self.max_image_bytes, self.max_video_bytes = settings.max_image_bytes, settings.max_video_bytes
         options = [
             *channel_options(settings.max_message_bytes),
             ("grpc.initial_reconnect_backoff_ms", 100),
@@ -97,8 +97,8 @@ class EditorForwarder(editor_pb2_grpc.EditorServiceServicer):
         return info
 
     async def Edit(self, request: editor_pb2.EditRequest, context: Context) -> operations_pb2.Operation:
-        limit = self.channel.max_image_bytes
-        for field in ("image", "mask"):
+        image, video = self.channel.max_image_bytes, self.channel.max_video_bytes
+        for field, limit in (("image", image), ("mask", video if request.video else image), ("video", video)):
             if (size := len(getattr(request, field))) > limit:
                 raise ResourceExhausted(field, f"at most {limit} bytes", f"{size} bytes")
         take_request_id(request.request_id)

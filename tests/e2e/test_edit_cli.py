@@ -47,7 +47,7 @@ def test_an_edit_writes_the_image_its_frames_and_a_film(
         out,
         "--frames",
         frames,
-        "--video",
+        "--film",
         film,
         "--frame-every",
         4,
@@ -68,7 +68,7 @@ def test_an_edit_writes_the_image_its_frames_and_a_film(
 
 def test_a_film_can_be_a_gif(edit_stack: Stack, noisy: Path, tmp_path: Path) -> None:
     film = tmp_path / "film.gif"
-    ran = restore(edit_stack, "--image", noisy, "-o", tmp_path / "x.png", "--video", film, "--frame-every", 6)
+    ran = restore(edit_stack, "--image", noisy, "-o", tmp_path / "x.png", "--film", film, "--frame-every", 6)
     assert ran.returncode == 0, ran.stderr
     assert Image.open(film).n_frames >= 2  # type: ignore[attr-defined]
 
@@ -120,7 +120,7 @@ def test_a_cancelled_edit_fails_the_wait(edit_stack: Stack, noisy: Path, tmp_pat
         (["-o", "x.png", "--prompt", "a", "--set", "nothing=1"], "has no option nothing; it has prompts", 1),
         (["-o", "x.png", "--prompt", "a", "--set", "distance=far"], "spherical, cosine", 1),
         (["-o", "x.png", "--prompt", "a", "--iterations", "0"], "num_iterations must be 1 to 20000", 1),
-        (["-o", "x.png", "--prompt", "a", "--video", "x.avi"], "must end in one of .mp4, .gif", 1),
+        (["-o", "x.png", "--prompt", "a", "--film", "x.avi"], "must end in one of .mp4, .gif", 1),
         (["-o", "x.png", "--image", "nowhere.png"], "nowhere.png", 2),
     ],
 )

@@ -71,7 +71,7 @@ def test_clip_joins_in_with_prompts(edits: Client) -> None:
 
 
 def test_every_method_is_listed_and_runs_on_a_family_that_has_its_weights(edits: Client) -> None:
-    assert set(METHODS) <= set(edits.list_families()[0].methods)
+    assert set(METHODS) <= set(edits.list_families()[0].methods)  # those of videos: test_video_edits.py
     image, few = noisy_image(), {"num_inversion_iterations": 2}
     calls: dict[str, dict[str, Any]] = {
         "vqgan-clip": {"image": image, "prompts": ["a cat"], "num_iterations": 2, "num_cutouts": 2},

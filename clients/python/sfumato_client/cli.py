@@ -8,10 +8,12 @@ from typing import Annotated
 
 import typer
 
+from sfumato_client.commands.atlas import atlas, paint
 from sfumato_client.commands.attention import attention
 from sfumato_client.commands.compare import compare
 from sfumato_client.commands.edit import edit_app
 from sfumato_client.commands.edit_prompt import edit_prompt
+from sfumato_client.commands.edit_text2live import text2live
 from sfumato_client.commands.generate import generate
 from sfumato_client.commands.health import health
 from sfumato_client.commands.models import models_app
@@ -33,8 +35,11 @@ app.command()(replay)
 app.command()(compare)
 app.command()(attention)
 app.command()(edit_prompt)
+edit_app.command()(text2live)
 app.command()(health)
 app.command()(new_key)
+app.command()(atlas)
+app.command()(paint)
 app.add_typer(edit_app, name="edit")
 app.add_typer(operations_app, name="operations")
 app.add_typer(models_app, name="models")

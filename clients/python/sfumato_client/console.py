@@ -68,11 +68,18 @@ _given_security: ContextVar[SecurityOptions] = ContextVar("security", default=Se
 
 @contextlib.contextmanager
 def gateway(
-    target: str, family: Path | None, timeout: float = TIMEOUT_SECONDS, editor: bool = False
+    target: str,
+    family: Path | None,
+    timeout: float = TIMEOUT_SECONDS,
+    editor: bool = False,
+    keep: bool = False,
 ) -> Iterator[Client]:
-    """A client of the given gateway, or of a local stack's for as long as the block lasts."""
+    """A client of the given gateway, or of a local stack's for as long as the block lasts.
+
+    With editor, that stack has one, whose edits end with it, or, with keep, stay for later stacks.
+    """
     with (
-        target_or_local(target, family, editor) as address,
+        target_or_local(target, family, editor, keep) as address,
         connect(address, timeout, bool(target)) as client,
     ):
         yield client
@@ -121,11 +128,10 @@ def security_options(
 
 
 @contextlib.contextmanager
-def target_or_local(target: str, family: Path | None, editor: bool = False) -> Iterator[str]:
-    """The given gateway, or that of a local stack for as long as the block lasts.
-
-    With editor, that stack has one, whose edits end with it.
-    """
+def target_or_local(
+    target: str, family: Path | None, editor: bool = False, keep: bool = False
+) -> Iterator[str]:
+    """The given gateway, or that of a local stack for as long as the block lasts; else as `gateway`."""
     if target:
         yield target
         return
@@ -134,7 +140,7 @@ def target_or_local(target: str, family: Path | None, editor: bool = False) -> I
     with stderr.status("starting the local services"):
         stack = contextlib.ExitStack()
         settings = {}
-        if editor:
+        if editor and not keep:
             state = stack.enter_context(tempfile.TemporaryDirectory(prefix="sfumato-edits-"))
             settings["SFUMATO_EDITOR_STATE_DIR"] = state
         running = stack.enter_context(own_stack(family, 0, "127.0.0.1", 1, None, editor, settings))

@@ -15,7 +15,7 @@ from sfumato_protos.v1 import editor_pb2
 from sfumato_client.errors import SfumatoError, read_details
 from sfumato_client.files import write_file
 
-COMMON = ("family", "request_id", "image", "mask", "seed", "preview_interval_iterations")
+COMMON = ("family", "request_id", "image", "mask", "video", "seed", "preview_interval_iterations")
 METHODS = tuple(
     field.name.replace("_", "-")
     for field in editor_pb2.EditRequest.DESCRIPTOR.oneofs_by_name["method"].fields
@@ -27,8 +27,8 @@ def build_edit_request(method: str, options: dict[str, Any]) -> editor_pb2.EditR
 
     Args:
         method: such as "vqgan-clip".
-        options: fields of EditRequest and of the method's message. Images are bytes or paths; prompts are
-            texts, "text:weight", or (text, weight) pairs; enums are their names, such as "cosine".
+        options: fields of EditRequest and of the method's message. Images and videos are bytes or
+            paths; prompts are texts, "text:weight", or (text, weight) pairs; enums their names ("cosine").
 
     Raises:
         ValueError: no such method or option.
@@ -43,7 +43,7 @@ def build_edit_request(method: str, options: dict[str, Any]) -> editor_pb2.EditR
         if value is None:
             continue
         if name in COMMON:
-            setattr(request, name, _bytes(value) if name in ("image", "mask") else value)
+            setattr(request, name, _bytes(value) if name in ("image", "mask", "video") else value)
         else:
             _set(message, method, name, value)
     return request
@@ -123,7 +123,7 @@ def metadata_of(operation: operations_pb2.Operation) -> editor_pb2.EditMetadata:
 
 
 def artifacts_of(operation: operations_pb2.Operation) -> Sequence[Artifact]:
-    """What a finished edit made, "image" first.
+    """What a finished edit made, "image" or "video" first.
 
     Raises:
         SfumatoError: it failed or was cancelled.

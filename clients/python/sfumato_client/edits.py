@@ -34,9 +34,9 @@ class Edits:
 
         Args:
             method: "vqgan-clip", "deep-image-prior" ...
-            options: `image`, `mask` (bytes or paths), `prompts` (texts, "text:weight" or pairs), `seed`,
-                `request_id` (the same again gives the same operation), `preview_interval_iterations`, and the
-                fields of the method's message in editor.proto.
+            options: `image`, `mask`, `video` (bytes or paths), `prompts` (texts, "text:weight" or pairs),
+                `seed`, `request_id` (the same again gives the same operation),
+                `preview_interval_iterations`, and the fields of the method's message in editor.proto.
 
         Raises:
             SfumatoError: refused, with field, limit and value.

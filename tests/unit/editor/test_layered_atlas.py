@@ -49,7 +49,7 @@ def test_every_loss_has_the_gradient_of_finite_differences() -> None:
     assert check(lambda a, b, w: terms.flow_loss(a, b, w, 64.0), (at, right, alpha))
     assert check(terms.alpha_flow_loss, (alpha, other))
     assert check(terms.sparsity_loss, (colour, alpha))
-    assert check(lambda a: terms.bootstrap_loss(0.001 + 0.99 * a, mask), alpha)
+    assert check(lambda logits: terms.bootstrap_loss(4 * logits - 2, mask), alpha)
     layers = torch.stack([colour, random_uv(5, 3, seed=9)])
     assert check(composite, (alpha, layers))
 
@@ -71,6 +71,17 @@ def test_the_gradient_loss_is_that_of_single_differences() -> None:
     along_x = (error[:, :, 1] - error[:, :, 0]).square().sum(-1).mean()
     along_y = (error[:, 1] - error[:, 0]).square().sum(-1).mean()
     assert float(terms.gradient_loss(blocks, truth).detach()) == pytest.approx(float(along_x + along_y))
+
+
+def test_an_opacity_that_is_wrong_and_certain_still_has_a_gradient() -> None:
+    logits = torch.tensor([-60.0, 60.0], requires_grad=True)
+    terms.bootstrap_loss(logits, torch.tensor([1.0, 0.0])).backward()
+    assert logits.grad is not None
+    assert logits.grad.tolist() == pytest.approx([-0.5, 0.5])
+    alpha = torch.tensor([0.3, 0.8], dtype=torch.float64)
+    expected = -(alpha[0].log() + (1 - alpha[1]).log()) / 2
+    got = terms.bootstrap_loss(alpha.logit(), torch.tensor([1.0, 0.0], dtype=torch.float64))
+    assert float(got) == pytest.approx(float(expected))
 
 
 def test_rigidity_is_least_for_rigid_motion_and_agrees_with_the_matrix_form() -> None:

@@ -15,7 +15,6 @@ edit_app = typer.Typer(
 )
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="File to write: .png, .jpg or .webp.")]
-ImageFile = Annotated[Path, typer.Option("--image", help="Image to edit.", exists=True, dir_okay=False)]
 MaybeImage = Annotated[
     Path | None,
     typer.Option("--image", help="Image to edit. Without: make one.", exists=True, dir_okay=False),
@@ -35,7 +34,7 @@ Settings = Annotated[
     ),
 ]
 Frames = Annotated[Path | None, typer.Option(help="Folder that gets a picture of every few iterations.")]
-Video = Annotated[Path | None, typer.Option(help="Film of the optimisation: .mp4 (needs PyAV) or .gif.")]
+Film = Annotated[Path | None, typer.Option(help="Film of the optimisation: .mp4 (needs PyAV) or .gif.")]
 Every = Annotated[int, typer.Option("--frame-every", min=1, help="Iterations from frame to frame.")]
 Detach = Annotated[bool, typer.Option(help="Queue it, print its name, and return. Needs --target.")]
 RequestId = Annotated[
@@ -58,7 +57,7 @@ def vqgan_clip(
     seed: Seed = None,
     settings: Settings = [],  # noqa: B006
     frames: Frames = None,
-    video: Video = None,
+    film: Film = None,
     frame_every: Every = 5,
     detach: Detach = False,
     request_id: RequestId = None,
@@ -72,13 +71,13 @@ def vqgan_clip(
 
       sfumato edit vqgan-clip --prompt "a red star" -o star.png --seed 3
 
-      sfumato edit vqgan-clip --image cat.png --prompt "a dog" --prompt "blurry:-0.5" -o d.png --video d.mp4
+      sfumato edit vqgan-clip --image cat.png --prompt "a dog" --prompt "blurry:-0.5" -o d.png --film d.mp4
     """
     options = {
         "prompts": prompt, "image": image, "image_prompts": image_prompt, "init_weight": init_weight,
         "size": size, "num_iterations": iterations, "seed": seed, "request_id": request_id,
     }  # fmt: skip
-    run = Run("vqgan-clip", options, output, settings, frames, video, frame_every, detach, as_json)
+    run = Run("vqgan-clip", options, output, settings, frames, film, frame_every, detach, as_json)
     _run(run, target, family)
 
 
@@ -95,7 +94,7 @@ def deep_image_prior(
     seed: Seed = None,
     settings: Settings = [],  # noqa: B006
     frames: Frames = None,
-    video: Video = None,
+    film: Film = None,
     frame_every: Every = 5,
     detach: Detach = False,
     request_id: RequestId = None,
@@ -117,43 +116,7 @@ def deep_image_prior(
         "prompts": prompt, "image": image, "mask": mask, "size": size, "num_iterations": iterations,
         "seed": seed, "request_id": request_id,
     }  # fmt: skip
-    run = Run("deep-image-prior", options, output, settings, frames, video, frame_every, detach, as_json)
-    _run(run, target, family)
-
-
-@edit_app.command("text2live")
-def text2live(
-    output: Output,
-    image: ImageFile,
-    prompt: Annotated[str, typer.Option(help='What the result shows: "a cake made of ice".')],
-    screen_prompt: Annotated[
-        str | None, typer.Option(help='What the edit layer alone shows: "ice". Default: the prompt.')
-    ] = None,
-    region_prompt: Annotated[str | None, typer.Option(help='What is changed: "cake".')] = None,
-    source_prompt: Annotated[str | None, typer.Option(help='What the image shows: "a cake".')] = None,
-    iterations: Iterations = None,
-    seed: Seed = None,
-    settings: Settings = [],  # noqa: B006
-    frames: Frames = None,
-    video: Video = None,
-    frame_every: Every = 5,
-    detach: Detach = False,
-    request_id: RequestId = None,
-    target: Target = "",
-    family: FamilyDir = None,
-    as_json: AsJson = False,
-) -> None:
-    """Text2LIVE: paint an edit layer over one object of the image. Writes the layer beside the result.
-
-    Example:
-
-      sfumato edit text2live --image cake.png --prompt "a cake made of ice" --region-prompt cake -o ice.png
-    """
-    options = {
-        "prompt": prompt, "image": image, "screen_prompt": screen_prompt, "region_prompt": region_prompt,
-        "source_prompt": source_prompt, "num_iterations": iterations, "seed": seed, "request_id": request_id,
-    }  # fmt: skip
-    run = Run("text2live", options, output, settings, frames, video, frame_every, detach, as_json)
+    run = Run("deep-image-prior", options, output, settings, frames, film, frame_every, detach, as_json)
     _run(run, target, family)
 
 
@@ -181,7 +144,7 @@ def styleclip(
     seed: Seed = None,
     settings: Settings = [],  # noqa: B006
     frames: Frames = None,
-    video: Video = None,
+    film: Film = None,
     frame_every: Every = 5,
     detach: Detach = False,
     request_id: RequestId = None,
@@ -205,7 +168,7 @@ def styleclip(
         "seed": seed, "request_id": request_id,
     }  # fmt: skip
     method = f"styleclip-{variant}"
-    _run(Run(method, options, output, settings, frames, video, frame_every, detach, as_json), target, family)
+    _run(Run(method, options, output, settings, frames, film, frame_every, detach, as_json), target, family)
 
 
 def _run(run: Run, target: str, family: Path | None) -> None:

@@ -16,7 +16,9 @@ from sfumato_client.client import Client
 from sfumato_client.console import SUFFIXES, gateway, stderr
 from sfumato_client.edit_requests import Artifact, artifacts_of, metadata_of
 from sfumato_client.files import write_file
-from sfumato_client.film import check_video, write_video
+from sfumato_client.film import check_clip, check_video, write_clip, write_video
+
+FILE_SUFFIXES = {"image/png": ".png", "video/mp4": ".mp4", "application/vnd.safetensors": ".safetensors"}
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,15 @@ class Run:
     output: Path
     settings: Sequence[str]  # NAME=VALUE
     frames: Path | None
-    video: Path | None
+    film: Path | None
     frame_every: int
     detach: bool
     as_json: bool
+
+    @property
+    def is_of_video(self) -> bool:
+        """Whether a video comes of it."""
+        return self.method in ("text2live-video", "atlas-render")
 
 
 @dataclass
@@ -47,36 +54,58 @@ def run_edit(run: Run, target: str, family: Path | None) -> None:
     Raises:
         ValueError: an option that cannot be; SfumatoError: refused, failed or cancelled.
     """
-    if run.output.suffix.lower() not in SUFFIXES:
+    check_run(run, target)
+    with gateway(target, family, editor=True) as client:
+        finish_edit(client, run, bool(target))
+
+
+def check_run(run: Run, target: str) -> None:
+    """
+    Raises:
+        ValueError: files that cannot be written, or --detach without a gateway that stays.
+    """
+    if not run.is_of_video and run.output.suffix.lower() not in SUFFIXES:
         raise ValueError(f"the output must end in one of {', '.join(SUFFIXES)}, but is {run.output.name}")
-    if run.video is not None:
-        check_video(run.video)
+    if run.is_of_video:
+        check_clip(run.output)
+    if run.film is not None:
+        check_video(run.film)
     if run.detach and not target:
         raise ValueError(
             "--detach needs a gateway that stays: start `sfumato serve`, and give --target HOST:PORT"
         )
-    options = {**run.options, **_settings(run.settings)}
-    if run.frames or run.video:
+
+
+def finish_edit(client: Client, run: Run, stays: bool) -> None:
+    """Starts the edit, follows it, writes and prints what it made; stays: the gateway outlives the client."""
+    options = {**run.options, **settings_of(run.settings)}
+    if run.frames or run.film:
         options["preview_interval_iterations"] = run.frame_every
-    with gateway(target, family, editor=True) as client:
-        operation = client.start_edit(run.method, **options)
-        if run.detach:
-            _print_detached(operation, run.as_json)
-            return
-        try:
-            followed = follow(client, operation.name, run.frames)
-        except KeyboardInterrupt:
-            if target:
-                stderr.print(f"the edit goes on; `sfumato operations cancel {operation.name}` ends it")
-            raise
-        operation = client.wait_operation(operation.name)
+    operation = client.start_edit(run.method, **options)
+    if run.detach:
+        _print_detached(operation, run.as_json)
+        return
+    operation, followed = follow_to_end(client, operation.name, stays, run.frames)
     files = write_artifacts(artifacts_of(operation), run.output)
-    if run.video and followed.frames:
-        files.append(write_video(run.video, followed.frames))
+    if run.film and followed.frames:
+        files.append(write_video(run.film, followed.frames))
     _print_result(operation, files, followed.losses, run.as_json)
 
 
-def follow(client: Client, name: str, frames: Path | None = None) -> Followed:
+def follow_to_end(
+    client: Client, name: str, stays: bool, frames: Path | None = None, doing: str = "optimising"
+) -> tuple[operations_pb2.Operation, Followed]:
+    """Shows progress until the edit has ended; says on Ctrl-C that it goes on, where the gateway stays."""
+    try:
+        followed = follow(client, name, frames, doing)
+    except KeyboardInterrupt:
+        if stays:
+            stderr.print(f"the edit goes on; `sfumato operations cancel {name}` ends it")
+        raise
+    return client.wait_operation(name), followed
+
+
+def follow(client: Client, name: str, frames: Path | None = None, doing: str = "optimising") -> Followed:
     """Shows an edit's progress until it ends; writes its previews into a folder, if one is given."""
     followed = Followed({}, [])
     columns = (
@@ -88,7 +117,7 @@ def follow(client: Client, name: str, frames: Path | None = None) -> Followed:
         for event in client.watch_edit(name):
             followed.losses = dict(event.losses)
             progress.update(
-                task, description="optimising", total=event.num_iterations, completed=event.iteration,
+                task, description=doing, total=event.num_iterations, completed=event.iteration,
                 losses=losses_line(followed.losses),
             )  # fmt: skip
             if event.preview:
@@ -105,15 +134,17 @@ def losses_line(losses: dict[str, float]) -> str:
 
 
 def write_artifacts(artifacts: Sequence[Artifact], output: Path) -> list[Path]:
-    """The image under the name given, the others beside it, as out-edit_layer.png."""
+    """The image or video under the name given, the others beside it, as out-edit_layer.png."""
     files = []
     for artifact in artifacts:
-        suffix = ".png" if artifact.media_type.startswith("image/") else ".safetensors"
+        suffix = FILE_SUFFIXES[artifact.media_type]
         path = output.with_name(f"{output.stem}-{artifact.name}{suffix}")
         if not artifact.data:
             stderr.print(f"{artifact.name} is too large to send; it lies at {artifact.uri}", highlight=False)
         elif artifact.name == "image":
             files.append(write_file(output, _as_format(artifact.data, SUFFIXES[output.suffix.lower()])))
+        elif artifact.name == "video":
+            files.append(write_clip(output, artifact.data))
         else:
             files.append(artifact.save(path))
     return files
@@ -140,7 +171,8 @@ def as_dict(operation: operations_pb2.Operation) -> dict[str, Any]:
     return entry
 
 
-def _settings(entries: Sequence[str]) -> dict[str, str]:
+def settings_of(entries: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE texts as a dictionary; ValueError where one is none."""
     settings = {}
     for entry in entries:
         name, equals, value = entry.partition("=")
