@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 SUPPLY := .venv-supply
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench bench-edit edit-durability guidance-report edit-report attention-report dashboard-picture k8s-check k8s-trial locks sbom licences audit fuzz train evaluate clean
+.PHONY: help setup demo test check format bench bench-edit edit-durability guidance-report edit-report video-report attention-report dashboard-picture k8s-check k8s-trial locks sbom licences audit fuzz train evaluate clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ edit-durability: setup ## Kill the editor, and the gateway, 20 times each over a
 
 edit-report: setup ## What each editing method reaches, by a judge CLIP (hours; goes on where it stopped).
 	$(BIN)/python -m tests.bench.edit_report --family $(FAMILY)
+
+video-report: setup ## Videos taken apart and edited, on clips whose truth is known (half an hour; goes on where it stopped).
+	$(BIN)/python -m tests.bench.video_report --family $(FAMILY)
 
 guidance-report: setup ## Curves of every kind of guidance over its scale, by a judge CLIP (20 minutes).
 	$(BIN)/python -m tests.bench.guidance_report --family $(FAMILY)

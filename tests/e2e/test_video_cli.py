@@ -13,7 +13,8 @@ from tests.clips import moving_disc, video_file
 from tests.e2e.test_cli import sfumato
 
 FEW = [
-    "--iterations", 10, "--set", "width=16", "--set", "batch_size=64", "--set", "num_pretraining_iterations=2",
+    "--iterations", 10, "--set", "width=16", "--set", "batch_size=64",
+    "--set", "num_pretraining_iterations=2",
 ]  # fmt: skip
 
 
@@ -59,8 +60,8 @@ def test_a_video_is_taken_apart_painted_on_and_edited(edit_stack: Stack, clip: P
     out = tmp_path / "cat.gif"
     edit = ["--iterations", 2, "--set", "num_views=2", "--set", "num_frames=1", "--set", "channels=8"]
     ran = sfumato(
-        "edit", "text2live", "--atlas", folder, "--prompt", "a cat", "--layer", "background", "-o", out, *edit,
-        target=target,
+        "edit", "text2live", "--atlas", folder, "--prompt", "a cat", "--layer", "background", "-o", out,
+        *edit, target=target,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     assert count_frames(out) >= 5
@@ -70,14 +71,14 @@ def test_a_video_is_taken_apart_painted_on_and_edited(edit_stack: Stack, clip: P
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["edit", "text2live", "--prompt", "a cat", "-o", "x.mp4"], "give --image, or --video"),
-        (["edit", "text2live", "--prompt", "a", "--atlas", "operations/x", "-o", "x.png"], "must end in one of .mp4"),
-        (["edit", "text2live", "--prompt", "a", "--atlas", "operations/x", "-o", "x.mp4"], "operations/x has no"),
-        (["edit", "text2live", "--prompt", "a", "--atlas", ".", "-o", "x.mp4"], "was not written by"),
+        (["-o", "x.mp4"], "give --image, or --video"),
+        (["--atlas", "operations/x", "-o", "x.png"], "must end in one of .mp4"),
+        (["--atlas", "operations/x", "-o", "x.mp4"], "operations/x has no result"),
+        (["--atlas", ".", "-o", "x.mp4"], "was not written by"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_said_in_one_line(edit_stack: Stack, arguments: list[str], said: str) -> None:
-    ran = sfumato(*arguments, target=edit_stack.target)
+    ran = sfumato("edit", "text2live", "--prompt", "a cat", *arguments, target=edit_stack.target)
     assert ran.returncode == 1
     assert said in ran.stderr
 
