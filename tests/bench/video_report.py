@@ -1,9 +1,9 @@
 """What video edits reach on clips whose alpha, flow and layers are known.
 
 `make video-report` takes five clips apart, edits each one's foreground by Text2LIVE on its atlas, and two
-pairs of its frames by themselves; a CLIP that guides nothing judges. All is kept in --out (it goes on where it
-was stopped; remove the folder after a change of settings); figures go to figures.json and a sheet to sheet.jpg.
-Settings: QUICK_ATLAS and QUICK_TEXT2LIVE of sfumato_client.atlases.
+pairs of its frames by themselves; a CLIP that guides nothing judges. All is kept in --out (it goes on where
+it was stopped; remove the folder after a change of settings); figures go to figures.json and a sheet to
+sheet.jpg. Settings: QUICK_ATLAS and QUICK_TEXT2LIVE of sfumato_client.atlases.
 
     python -m tests.bench.video_report --clips 1 --iterations 200      # a quick look
 """
