@@ -76,7 +76,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         )
         self.unets = Unets(unet, torch_unet, AttentionUNet(torch_unet.model, device))
         self.adapters = Adapters(torch_unet, adapters_of(family), settings.max_adapters)
-        self.weights_digest = await asyncio.to_thread(weights_digest, family, "unet")
+        self.weights_digest = await asyncio.to_thread(weights_digest, family, "unet", "adapters")
         named = "torch" if unet is torch_unet else "onnxruntime"
         # What Triton runs on may change, and a row may share its forward with others.
         self.engine = "" if settings.engine == "triton" else engine_version(named, device)

@@ -29,7 +29,7 @@ from sfumato.encoder.guide import guide_image, guide_latents
 from sfumato.encoder.open_models import open_models
 
 # Folders of the family, those of SDXL too.
-WEIGHTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "clip", "clip_noised")
+WEIGHTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "clip", "clip_noised", "adapters")
 
 
 class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):

@@ -128,6 +128,17 @@ class FairQueue:
         demands = [waiting.demand for waiting in self._waiting]
         return sum(demand.row_steps for demand in demands if tenant in (None, demand.tenant))
 
+    def row_steps_before(self, demand: Demand) -> float:
+        """Row-steps that are surely done before it starts; those that run side by side with it are not."""
+        if self.starts_at_once(demand):
+            return 0.0
+        now = self._clock()
+        place = Waiting(demand, now, asyncio.Future()).order(now)
+        own = [waiting for waiting in self._waiting if waiting.demand.tenant == demand.tenant]
+        before = sum(waiting.demand.row_steps for waiting in own if waiting.order(now) <= place)
+        beside = self.running_row_steps * (1 - 1 / self.limits.running_images)
+        return max(0.0, before - beside)
+
     def starts_at_once(self, demand: Demand) -> bool:
         """Whether it would not have to wait."""
         return not self._waiting and self._fits(demand)

@@ -93,11 +93,11 @@ class Pace:
         known = slowest > -math.inf
         return MARGIN_SECONDS + (1.5 * num_images * slowest if known else MARGIN_SHARE * left)
 
-    def check(self, key: Key, num_steps: int, row_steps_before: int, left: float) -> None:
+    def check(self, key: Key, num_steps: int, row_steps_before: float, left: float) -> None:
         """
         Args:
             key, num_steps: of each image.
-            row_steps_before: that wait before it.
+            row_steps_before: that are done before it starts.
             left: seconds until the deadline.
 
         Raises:

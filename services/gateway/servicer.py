@@ -161,8 +161,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         cost = row_steps(parameters, self.family)
         held, priority = input_bytes(parameters), given_priority(request)
         demand = self._demand(cost, parameters.num_images, held, priority, deadline)
-        queued = 0 if self.queue.starts_at_once(demand) else self.queue.queued_row_steps(demand.tenant)
-        self._check_deadline(request, parameters, demand, queued)
+        self._check_deadline(request, parameters, demand, self.queue.row_steps_before(demand))
         async with self.queue.place(demand):
             self._check_deadline(request, parameters, demand, 0)
             pixels = self.settings.max_input_pixels
@@ -226,7 +225,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         request: gateway_pb2.GenerateRequest,
         parameters: Parameters,
         demand: Demand,
-        queued_row_steps: int,
+        row_steps_before: float,
     ) -> None:
         """
         Raises:
@@ -235,4 +234,4 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         goes_on = request.on_disconnect == gateway_pb2.ON_DISCONNECT_CONTINUE
         if math.isfinite(demand.deadline) and not request.allow_partial and not goes_on:
             num_steps, left = num_evaluations(parameters, self.family), demand.deadline - time.monotonic()
-            self.pace.check(pace_key(parameters, self.family), num_steps, queued_row_steps, left)
+            self.pace.check(pace_key(parameters, self.family), num_steps, row_steps_before, left)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sfumato_client import AsyncClient, SfumatoError
-from sfumato_client.stack import Stack, local_stack
+from sfumato_client.stack import Stack, is_serving, local_stack
 from tests.tiny_family import save_tiny_family
 
 LONG: dict[str, Any] = {"num_inference_steps": 400, "scheduler": "ddim"}  # 800 row-steps
@@ -85,6 +85,7 @@ async def test_a_full_queue_is_said_at_once_with_when_to_try_again(narrow_client
         assert error.value.retry_seconds > 0
     assert "at most 1000 waiting" in error.value.message
     assert "800 more, with 800 waiting" in error.value.message
+    assert is_serving(narrow.target)  # busy is not ill
     # Of several, for the machine may be busy with other tests.
     assert sorted(seconds)[5] < 0.05
     waiting.cancel()

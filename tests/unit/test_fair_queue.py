@@ -156,6 +156,19 @@ async def test_a_request_that_could_never_run_is_refused_for_good() -> None:
     assert error.value.retry_seconds is None
 
 
+async def test_what_is_surely_done_before_a_request_is_its_tenants_that_come_first() -> None:
+    queue = await busy()
+    await queue.add("urgent", tenant="mine", priority=2, row_steps=40)
+    await queue.add("plain", tenant="mine", row_steps=30)
+    await queue.add("others", tenant="theirs", row_steps=500)
+    before = queue.queue.row_steps_before
+    assert before(Demand(10, tenant="mine")) == 70
+    assert before(Demand(10, tenant="mine", priority=1)) == 40
+    assert before(Demand(10, tenant="mine", priority=3)) == 0
+    await queue.starts()
+    assert before(Demand(10, tenant="mine")) == 0
+
+
 async def test_one_that_leaves_gives_its_place_to_the_next() -> None:
     queue = await busy()
     for name in "abc":

@@ -1,8 +1,9 @@
 """`Client` and `AsyncClient`: the same calls, blocking and awaited."""
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from types import TracebackType
 from typing import Self, Unpack
 
@@ -179,7 +180,15 @@ class AsyncClient(AsyncEdits):
         self, prompt: str, **options: Unpack[GenerateOptions]
     ) -> AsyncIterator[gateway_pb2.GenerateResponse]:
         """As Client.generate_events; cancelling the task ends the stream too."""
-        rejoin = Rejoin(build_request(prompt, options), self.timeout)
+        async with contextlib.aclosing(self.events_of(build_request(prompt, options))) as events:
+            async for event in events:
+                yield event
+
+    async def events_of(
+        self, request: gateway_pb2.GenerateRequest
+    ) -> AsyncGenerator[gateway_pb2.GenerateResponse]:
+        """As generate_events, of a message."""
+        rejoin = Rejoin(request, self.timeout)
         while True:
             call = self._stub.Generate(rejoin.request, timeout=rejoin.timeout)
             try:
