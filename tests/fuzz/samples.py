@@ -20,6 +20,7 @@ from sfumato_protos.v1 import (
 )
 from tritonclient.grpc import service_pb2
 
+from tests.clips import moving_disc, video_file
 from tests.tiny_family import CONTEXT, WIDTH
 
 LATENTS = (1, 4, 8, 8)
@@ -41,6 +42,12 @@ def jpeg() -> bytes:
     buffer = io.BytesIO()
     Image.open(io.BytesIO(png())).save(buffer, "JPEG")
     return buffer.getvalue()
+
+
+@cache
+def clip(kind: str = "mp4") -> bytes:
+    """Four frames."""
+    return video_file(moving_disc(4, 32, 32)[0], kind)
 
 
 def tensor(*shape: int, dtype: Any = np.float32) -> tensor_pb2.Tensor:
@@ -119,6 +126,14 @@ def _editor() -> dict[str, list[list[Message]]]:
             mapper="operations/fuzz-1", num_inversion_iterations=1)),
         edit(styleclip_direction=editor_pb2.StyleClipDirection(
             prompt="a cat", neutral_prompt="a dog", num_relevance_images=2)),
+        edit(request_id="fuzz-2", video=clip(), layered_atlas=editor_pb2.LayeredAtlas(
+            num_iterations=1, num_pretraining_iterations=1, width=8, batch_size=16)),
+        edit(video=clip("gif"), mask=png(), layered_atlas=editor_pb2.LayeredAtlas(
+            num_iterations=1, num_pretraining_iterations=1, width=8, batch_size=16)),
+        edit(image=png(), atlas_render=editor_pb2.AtlasRender(decomposition="operations/fuzz-2", layer=2)),
+        edit(text2live_video=editor_pb2.Text2LiveVideo(
+            decomposition="operations/fuzz-2", prompt="a cat", num_iterations=1, num_views=1, num_frames=1,
+            channels=8)),
     ]  # fmt: skip
     prefix = "/sfumato.v1.EditorService/"
     operations = "/google.longrunning.Operations/"

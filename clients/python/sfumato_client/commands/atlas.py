@@ -71,13 +71,14 @@ def atlas(
         operation = client.get_operation(name)
         files = [write_file(output / NAME_FILE, json.dumps({"operation": name}).encode() + b"\n")]
         for artifact in artifacts_of(operation):
-            if artifact.data and artifact.name != "decomposition":
-                path = output / f"{artifact.name}{FILE_SUFFIXES[artifact.media_type]}"
-                files.append(write_file(path, artifact.data))
-            elif not artifact.data:
-                stderr.print(
-                    f"{artifact.name} is too large to send; it lies at {artifact.uri}", highlight=False
-                )
+            if artifact.name == "decomposition":  # stays in the editor, where edits find it
+                continue
+            if not artifact.data:
+                where = f"{artifact.name} is too large to send; it lies at {artifact.uri}"
+                stderr.print(where, highlight=False)
+                continue
+            path = output / f"{artifact.name}{FILE_SUFFIXES[artifact.media_type]}"
+            files.append(write_file(path, artifact.data))
     if as_json:
         print(json.dumps({**as_dict(operation), "files": [str(file) for file in files]}))
         return
