@@ -131,13 +131,13 @@ class AttentionUNet:
         self, latents: torch.Tensor, timestep: float, conditioning: Conditioning, probe: Probe
     ) -> torch.Tensor:
         result: torch.Tensor = self.model(
-            latents.to(self.device),
+            latents.to(self.device, self.model.dtype),
             torch.tensor([timestep], device=self.device),
-            **conditioning.to(self.device, torch.float32).arguments,
+            **conditioning.to(self.device, self.model.dtype).arguments,
             cross_attention_kwargs={"probe": probe},
             return_dict=False,
         )[0]
-        return result.cpu()
+        return result.to("cpu", latents.dtype)
 
 
 def is_steerable(layer: str, processor: object) -> bool:
@@ -161,6 +161,6 @@ def by_resolution(maps: list[torch.Tensor], height: int, width: int) -> list[Lay
     for layer in maps:
         groups.setdefault(layer.shape[1], []).append(layer)
     return [
-        LayerMaps(len(layers), torch.stack(layers).mean(0).unflatten(1, sizes[pixels]).cpu())
+        LayerMaps(len(layers), torch.stack(layers).mean(0).unflatten(1, sizes[pixels]).float().cpu())
         for pixels, layers in sorted(groups.items(), reverse=True)
     ]

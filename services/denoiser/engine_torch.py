@@ -25,7 +25,10 @@ class Unet(Protocol):
 
 
 class TorchUNet:
-    """The family's unet/, in float32; in float64 to check gradients by."""
+    """The family's unet/, in float32, or a half precision; in float64 to check gradients by.
+
+    Latents, noise predictions and gradients are float32 outside of it, whatever its own precision.
+    """
 
     def __init__(self, family: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.weights = part_of(family, "unet")
@@ -33,7 +36,10 @@ class TorchUNet:
         model: Any = UNet2DConditionModel.from_pretrained(
             self.weights, use_safetensors=True, variant=variant, torch_dtype=dtype
         )
-        self.model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        model = model.to(device=device, dtype=dtype)
+        if device.type == "cuda":  # where tensor cores want the channels last
+            model = model.to(memory_format=torch.channels_last)
+        self.model = model.eval().requires_grad_(False)
         self.device, self.dtype = device, dtype
         self.config = self.model.config
         self.takes = ("prompt_embeds", *needed(self.config))
@@ -80,7 +86,11 @@ class TorchUNet:
         """
         timesteps = torch.tensor([timestep], device=self.device)
         given = conditioning.to(self.device, self.dtype).tensors.values()
-        return linearise(lambda x: self._traced(x, timesteps, *given), latents.to(self.device, self.dtype))
+
+        def prediction(x: torch.Tensor) -> torch.Tensor:
+            return self._traced(x.to(self.dtype), timesteps, *given).to(latents.dtype)
+
+        return linearise(prediction, latents.to(self.device))
 
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
         """given: the conditioning's tensors that this UNet takes, in their order."""

@@ -69,10 +69,11 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         self.scheduler_config = json.dumps(read_json(family, "scheduler", "scheduler_config.json"))
         device = setup_device(self.settings.device, 1)
         workers = self.settings.num_threads or os.cpu_count() or 1
-        torch_unet = await asyncio.to_thread(TorchUNet, family, device)
         settings = self.settings
+        engine, dtype = settings.unet_engine, getattr(torch, settings.dtype)
+        torch_unet = await asyncio.to_thread(TorchUNet, family, device, dtype)
         unet = await asyncio.to_thread(
-            open_unet, torch_unet, settings.engine, settings.onnx_cache, settings.triton_url
+            open_unet, torch_unet, engine, settings.onnx_cache, settings.triton_url
         )
         self.unets = Unets(unet, torch_unet, AttentionUNet(torch_unet.model, device))
         self.adapters = Adapters(torch_unet, adapters_of(family), settings.max_adapters)
@@ -80,7 +81,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         named = "torch" if unet is torch_unet else "onnxruntime"
         # What Triton runs on may change, and a row may share its forward with others.
         self.engine = "" if settings.engine == "triton" else engine_version(named, device)
-        self.queue = StepQueue(forwards_at_a_time(settings.engine, device, workers))
+        self.queue = StepQueue(forwards_at_a_time(engine, device, workers))
         self.gradients = GradientQueue(workers)
         config = unet.config
         # A GPU chooses its kernels by size; a CPU would only take its time.

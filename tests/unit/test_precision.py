@@ -1,0 +1,38 @@
+"""The UNet in half precision: near float32's predictions, half the memory, float32 outside."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from sfumato.denoiser.attention import AttentionUNet
+from sfumato.denoiser.conditioning import Conditioning
+from sfumato.denoiser.config import DenoiserSettings
+from sfumato.denoiser.engine_torch import TorchUNet
+
+CPU = torch.device("cpu")
+
+
+def test_bfloat16_predicts_what_float32_does_to_its_precision(tiny_family: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(1, 4, 8, 8, generator=generator)
+    given = latents, 400.0, Conditioning(torch.randn(2, 24, 32, generator=generator))
+    whole, half = TorchUNet(tiny_family, CPU), TorchUNet(tiny_family, CPU, torch.bfloat16)
+    expected, got = whole.noise_pred(*given), half.noise_pred(*given)
+    assert got.dtype == torch.float32
+    assert float((got - expected).norm() / expected.norm()) < 0.03
+    seen, maps = AttentionUNet(half.model, CPU).noise_pred_and_maps(latents, 400.0, given[2][:1])
+    assert torch.equal(seen, half.noise_pred(latents, 400.0, given[2][:1]))
+    assert maps[0].maps.dtype == torch.float32
+    kept = half.linearise(latents, 400.0, given[2][:1])
+    assert (kept.output.dtype, kept.vjp(torch.ones_like(latents)).dtype) == (torch.float32, torch.float32)
+    sizes = [sum(p.nbytes for p in unet.model.parameters()) for unet in (whole, half)]
+    assert sizes[1] * 2 == sizes[0]
+
+
+def test_half_precision_and_a_graphs_engine_do_not_go_together() -> None:
+    assert DenoiserSettings(dtype="bfloat16").unet_engine == "torch"
+    assert DenoiserSettings().unet_engine == "auto"
+    with pytest.raises(ValidationError, match="needs engine torch"):
+        DenoiserSettings(dtype="float16", engine="onnxruntime")
