@@ -69,7 +69,9 @@ async def test_the_larger_priority_starts_first(narrow_client: AsyncClient) -> N
     assert order == [5, 0]
 
 
-async def test_a_full_queue_is_said_at_once_with_when_to_try_again(narrow_client: AsyncClient) -> None:
+async def test_a_full_queue_is_said_at_once_with_when_to_try_again(
+    narrow: Stack, narrow_client: AsyncClient
+) -> None:
     """While the denoiser works and another request waits."""
     running = await started(narrow_client)
     waiting = asyncio.create_task(narrow_client.generate("a dog", **LONG))
