@@ -71,6 +71,7 @@ class TinyModels:
 
     family = Path("tiny")
     device = torch.device("cpu")
+    raft = None
 
     def __init__(self) -> None:
         self.clip = tiny_clip()

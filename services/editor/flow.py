@@ -4,12 +4,14 @@ Frames are uint8 [n, h, w, 3]. A flow is float32 [h, w, 2]: what pixel (y, x) sh
 the other frame. It is consistent where the other frame's flow leads back to within a pixel.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
 import cv2
 import numpy as np
 
+Between = Callable[[np.ndarray, np.ndarray], np.ndarray]  # two frames to the flow from one to the other
 CONSISTENT_PIXELS = 1.0
 LEAST_SIDE = 128  # smaller frames are enlarged for DIS, whose patches have 8 pixels
 
@@ -23,12 +25,25 @@ class Flows:
     consistent: np.ndarray  # bool [offsets, n, h, w]; False where the other frame does not exist
 
 
-def estimate(frames: np.ndarray, num_spans: int = 1) -> Flows:
+def dis(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The flow float32 [h, w, 2] between two frames uint8 [h, w, 3]."""
+    height, width = a.shape[:2]
+    first, second = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in (a, b))
+    factor = -(-LEAST_SIDE // min(height, width))
+    if factor > 1:
+        size = (width * factor, height * factor)
+        first, second = (cv2.resize(grey, size, interpolation=cv2.INTER_CUBIC) for grey in (first, second))
+    method = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    flow: np.ndarray = method.calc(first, second, np.zeros((*first.shape, 2), np.float32))
+    if factor > 1:
+        flow = cv2.resize(flow, (width, height), interpolation=cv2.INTER_AREA) / factor
+    return flow
+
+
+def estimate(frames: np.ndarray, num_spans: int = 1, between: Between = dis) -> Flows:
     """Flow over 1, 2, 4 ... frames, `num_spans` of them, both ways; the longer are chains of the shorter."""
-    grey = [_grey(frame) for frame in frames]
-    size = frames.shape[2], frames.shape[1]
-    there = [_dis(a, b, size) for a, b in pairwise(grey)]
-    back = [_dis(b, a, size) for a, b in pairwise(grey)]
+    there = [between(a, b) for a, b in pairwise(frames)]
+    back = [between(b, a) for a, b in pairwise(frames)]
     offsets, flows, consistent = [], [], []
     for span in (2**k for k in range(num_spans)):
         if span >= len(frames):
@@ -73,16 +88,3 @@ def is_consistent(flow: np.ndarray, back: np.ndarray) -> np.ndarray:
     error = np.linalg.norm(flow + look_up(back, flow), axis=-1)
     sure: np.ndarray = inside & (error < CONSISTENT_PIXELS)
     return sure
-
-
-def _grey(frame: np.ndarray) -> np.ndarray:
-    grey: np.ndarray = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-    factor = -(-LEAST_SIDE // min(grey.shape))
-    return cv2.resize(grey, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC) if factor > 1 else grey
-
-
-def _dis(a: np.ndarray, b: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    flow: np.ndarray = dis.calc(a, b, np.zeros((*a.shape, 2), np.float32))
-    factor = a.shape[1] // size[0]
-    return flow if factor == 1 else cv2.resize(flow, size, interpolation=cv2.INTER_AREA) / factor

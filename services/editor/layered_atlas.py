@@ -9,9 +9,9 @@ A point p = (x, y, t) has a uv in the foreground's and one in the background's a
          + 1000 |c_f (1 - alpha)|^2                          sparsity
          + 2000 cross-entropy(alpha, mask)                   at first
 
-The mappings start as the identity times 0.8. Frames are uint8 [n, h, w, 3]. Flow: DIS (flow.py). Mask: for
-each frame or for the first, or found from the motion (motion_mask.py). Pixels are drawn in blocks of
-2 x 2 (atlas_losses.py says why); the paper draws single ones.
+The mappings start as the identity times 0.8. Frames are uint8 [n, h, w, 3]. Flow: DIS, or RAFT where the family
+has raft/. Mask: for each frame or for the first, or found from the motion (motion_mask.py). Pixels are drawn in
+blocks of 2 x 2 (atlas_losses.py says why); the paper draws single ones.
 """
 
 from collections.abc import Iterator
@@ -29,6 +29,7 @@ from sfumato.editor.decomposition import Decomposition, atlas_picture, render_fr
 from sfumato.editor.method import Inputs, Method, Models, Progress, Tensors, real, whole
 from sfumato.editor.optimised import Optimised, iterate
 from sfumato.editor.pixels import side_by_side
+from sfumato.editor.raft import flow_by
 from sfumato.editor.video import Video
 
 if TYPE_CHECKING:
@@ -146,13 +147,14 @@ def start(options: Options, inputs: Inputs, models: Models) -> State:
         InvalidArgument: as `check`, or no foreground was found.
     """
     # OpenCV is an extra: an editor without it lists its other methods.
-    from sfumato.editor.flow import estimate
+    from sfumato.editor.flow import dis, estimate
     from sfumato.editor.motion_mask import mask_of
 
     check(options, inputs)
     assert inputs.video is not None
     video = inputs.video.fitted(options.size or REFERENCE_SIDE)
-    flows = estimate(video.frames, options.num_flow_spans)
+    between = dis if models.raft is None else flow_by(models.raft, models.device)
+    flows = estimate(video.frames, options.num_flow_spans, between)
     mask = torch.from_numpy(mask_of(video.frames, flows, inputs.mask, inputs.mask_video))
     networks = AtlasNetworks(options.sizes())
     initialise(networks, generator_of(options.seed))

@@ -83,6 +83,10 @@ class Models(Protocol):
     def identity(self) -> Any:
         """IdentityNetwork of identity/."""
 
+    @property
+    def raft(self) -> Any:
+        """torchvision RAFT of raft/, or None: a family need not have one."""
+
     def stylegan2(self, name: str) -> Any:
         """StyleGAN2 of stylegan2/NAME/."""
 

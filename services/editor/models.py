@@ -15,6 +15,7 @@ from sfumato.common.stylegan2 import StyleGAN2, load_stylegan2
 from sfumato.editor.artifacts import ArtifactStore
 from sfumato.editor.method import Tensors
 from sfumato.editor.options import folder_of
+from sfumato.editor.raft import load_raft
 
 
 class FamilyModels:
@@ -53,6 +54,12 @@ class FamilyModels:
         """IdentityNetwork of identity/."""
         check_part(self.family, "identity")
         return load_identity(part_of(self.family, "identity")).to(self.device)
+
+    @cached_property
+    def raft(self) -> Any:
+        """torchvision RAFT of raft/, or None."""
+        folder = self.family / "raft"
+        return load_raft(folder).to(self.device) if folder.is_dir() else None
 
     def stylegan2(self, name: str) -> Any:
         """StyleGAN2 of stylegan2/NAME/."""

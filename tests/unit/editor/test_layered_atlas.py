@@ -1,24 +1,33 @@
 """Layered neural atlases: losses against closed forms, gradients, flow and masks against truth, resuming."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
+from torch.nn import functional as F
 
-from sfumato.common.errors import InvalidArgument
+from sfumato.common.errors import FailedPrecondition, InvalidArgument
 from sfumato.common.seeding import generator_of, initialise
 from sfumato.editor import atlas_losses as terms
 from sfumato.editor import flow, motion_mask
+from sfumato.editor.artifacts import ArtifactStore
 from sfumato.editor.atlas_networks import AtlasNetworks, Sizes, composite, coordinates, encode
 from sfumato.editor.decomposition import Decomposition, maps_of, render_frame
 from sfumato.editor.layered_atlas import METHOD, Options, draw_blocks, matches, start
 from sfumato.editor.method import Inputs
+from sfumato.editor.models import FamilyModels
+from sfumato.editor.pixels import to_tensor
+from sfumato.editor.raft import flow_by, load_raft
 from sfumato.editor.video import Video
 from tests.clips import moving_disc
 from tests.tiny_models import TinyModels
 from tests.unit.editor.resuming import assert_resumes_bit_for_bit, finish
+
+from torchvision.models.optical_flow import raft_small  # isort: skip  (behind torchvision_ops)
 
 SMALL = {
     "width": 32, "foreground_layers": 3, "background_layers": 3, "alpha_layers": 3, "atlas_layers": 6,
@@ -124,6 +133,31 @@ def test_flow_is_that_of_the_motion_and_is_not_trusted_where_something_is_covere
     leaving = MASKS[3] & ~MASKS[4]
     ahead = MASKS[4] & ~MASKS[3]
     assert flows.consistent[0, 3][ahead].mean() < flows.consistent[0, 3][~ahead & ~leaving].mean()
+
+
+def test_raft_is_the_flow_of_a_family_that_has_it(tmp_path: Path) -> None:
+    (tmp_path / "raft").mkdir()
+    torch.manual_seed(0)
+    weights = {name: value.contiguous() for name, value in raft_small().state_dict().items()}
+    save_file(weights, tmp_path / "raft" / "model.safetensors")
+    models = FamilyModels(tmp_path, torch.device("cpu"), ArtifactStore(tmp_path.as_uri()))
+    between = flow_by(models.raft, models.device)
+    # The network sees the frames enlarged to 192 x 128; its flow comes back in the frames' own pixels.
+    enlarged = [
+        F.interpolate(to_tensor(Image.fromarray(f)), size=(128, 192), mode="bilinear") for f in FRAMES[:2]
+    ]
+    with torch.inference_mode():
+        expected = models.raft(2 * enlarged[0] - 1, 2 * enlarged[1] - 1)[-1] / 4
+    found = torch.from_numpy(between(FRAMES[0], FRAMES[1]))
+    assert torch.allclose(found.permute(2, 0, 1)[None], F.avg_pool2d(expected, 4), atol=1e-3)
+    flows = flow.estimate(FRAMES[:2], 1, between)
+    assert np.allclose(flows.flow[0, 0], found.numpy(), atol=0.01)
+
+
+def test_weights_that_are_no_raft_are_refused(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(FailedPrecondition, match="no state dict of torchvision's RAFT"):
+        load_raft(tmp_path)
 
 
 def test_a_mask_is_found_from_motion_from_the_first_frame_and_from_a_scribble() -> None:
