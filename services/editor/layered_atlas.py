@@ -9,9 +9,9 @@ A point p = (x, y, t) has a uv in the foreground's and one in the background's a
          + 1000 |c_f (1 - alpha)|^2                          sparsity
          + 2000 cross-entropy(alpha, mask)                   at first
 
-The mappings start as the identity times 0.8. Frames are uint8 [n, h, w, 3]. Flow: DIS, or RAFT where the family
-has raft/. Mask: for each frame or for the first, or found from the motion (motion_mask.py). Pixels are drawn in
-blocks of 2 x 2 (atlas_losses.py says why); the paper draws single ones.
+The mappings start as the identity times 0.8. Frames are uint8 [n, h, w, 3]. Flow: DIS, or RAFT where the
+family has raft/. Mask: for each frame or for the first, or found from the motion (motion_mask.py). Pixels are
+drawn in blocks of 2 x 2 (atlas_losses.py says why); the paper draws single ones.
 """
 
 from collections.abc import Iterator
