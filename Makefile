@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 SUPPLY := .venv-supply
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench bench-edit edit-durability guidance-report edit-report video-report attention-report dashboard-picture k8s-check k8s-trial locks sbom licences audit fuzz train evaluate clean
+.PHONY: help setup demo test check format bench bench-edit load soak edit-durability guidance-report edit-report video-report attention-report dashboard-picture k8s-check k8s-trial locks sbom licences audit fuzz train evaluate clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,10 +43,19 @@ k8s-trial: setup ## Run the cpu overlay's pods here; restart, drain, scale them 
 format: setup ## Format the code.
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-bench: setup ## Latency and throughput against diffusers' in-process pipeline; ONNX Runtime against torch.
+bench: setup ## Latency and throughput against diffusers' in-process pipeline; where a step goes; docs/performance.md.
 	$(BIN)/python -m tests.bench.pipeline --family $(FAMILY)
 	$(BIN)/python -m tests.bench.engines --family $(FAMILY)
 	$(BIN)/python -m tests.bench.guided_step --family $(FAMILY)
+	$(BIN)/python -m tests.bench.throughput --family $(FAMILY)
+	$(BIN)/python -m tests.bench.step_profile --family $(FAMILY)
+	$(BIN)/python -m tests.bench.row_batches --family $(FAMILY)
+
+load: setup ## Every endpoint under steady load, bursts, slow readers, clients that vanish; out/load.md (6 minutes).
+	$(BIN)/python -m tests.load --family $(FAMILY)
+
+soak: setup ## Twenty minutes of mixed load: memory of every service, wrong or lost results; out/load.md.
+	$(BIN)/python -m tests.load --family $(FAMILY) --shapes soak --seconds 1200
 
 bench-edit: setup ## An iteration in the editor against one of the bare loop, in one run.
 	$(BIN)/python -m tests.bench.edit_iteration --family $(FAMILY)

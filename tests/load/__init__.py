@@ -1,0 +1,1 @@
+"""Load: locust's users with our client, shapes of load, and the report. `python -m tests.load --help`."""

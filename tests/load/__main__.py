@@ -1,0 +1,106 @@
+"""All services of this machine under load, every endpoint asked; figures and report to out/load.json, .md.
+
+    python -m tests.load               # steady, burst, slow readers, clients that vanish: 5 minutes
+    python -m tests.load --shapes soak --seconds 1200
+
+Exits 1 where a verdict of the report is no.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sfumato_client.stack import Stack, local_stack
+from tests.bench.serving import totals
+from tests.load import memory, report
+from tests.load.vanishing import vanishing
+
+SHAPES = ("steady", "burst", "slow-readers", "vanishing")
+# Few places and a short queue, so that a burst fills it.
+QUEUE = {"SFUMATO_GATEWAY_MAX_CONCURRENT_IMAGES": "8", "SFUMATO_GATEWAY_MAX_QUEUED_ROW_STEPS": "250"}
+VANISHING = {"vanishing": 3, "soak": 1, "smoke": 1}  # clients at a time
+IDLE_SECONDS = 30.0
+MORE_SECONDS = 300.0  # for a shape's users to start and to finish what they are at
+
+
+def main() -> None:
+    """Parses the options, starts the services, loads them, reports."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--family", type=Path, default=Path("deploy/models/emoji"))
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), metavar="SHAPE",
+                        help=f"of {', '.join(SHAPES)}, soak, smoke")  # fmt: skip
+    parser.add_argument("--seconds", type=float, default=60, help="of each shape")
+    parser.add_argument("--output", type=Path, default=Path("out"))
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {**QUEUE, "SFUMATO_EDITOR_STATE_DIR": f"{folder}/edits"}
+        with local_stack(
+            arguments.family, log_dir=Path(folder), editor=True, metrics=True, settings=settings
+        ) as stack:
+            figures = loaded(stack, arguments.shapes, arguments.seconds)
+    write(figures, arguments.output)
+    print(report.markdown(figures))
+    sys.exit(not all(figures["verdicts"].values()))
+
+
+def loaded(stack: Stack, shapes: Sequence[str], seconds: float) -> dict[str, Any]:
+    """The figures of each shape, one after the other. stack: with an editor, metrics and the QUEUE."""
+    figures: dict[str, Any] = {"shapes": {shape: under(stack, shape, seconds) for shape in shapes}}
+    figures["ended_services"] = [s.name for s in stack.services if s.process.poll() is not None]
+    figures["verdicts"] = report.verdicts(figures)
+    return figures
+
+
+def under(stack: Stack, shape: str, seconds: float) -> dict[str, Any]:
+    """One shape."""
+    with tempfile.TemporaryDirectory() as folder:
+        calls = Path(folder) / "calls.json"
+        # gevent warns of what it finds in torch, which the package of the tests imports.
+        program = [sys.executable, "-W", "ignore", "-m", "tests.load.users", stack.target, "--shape", shape]
+        with memory.watched(stack) as samples, vanishing(stack.target, VANISHING.get(shape, 0)) as killed:
+            start = time.monotonic()
+            subprocess.run(
+                [*program, "--seconds", str(seconds), "--output", str(calls)],
+                check=True,
+                timeout=seconds + MORE_SECONDS,
+            )
+            passed = time.monotonic() - start
+        figures = report.shape_figures([tuple(call) for call in json.loads(calls.read_text())], passed)
+    every = max(1, len(next(iter(samples.values()))) // 240)
+    return {
+        **figures,
+        "killed_clients": len(killed),
+        "idle_after": idle(stack),
+        "memory": memory.quarters(samples),
+        "resident_bytes": {name: points[::every] for name, points in samples.items()},
+    }
+
+
+def idle(stack: Stack) -> bool:
+    """Whether the services soon have nothing left to do."""
+    end = time.monotonic() + IDLE_SECONDS
+    while time.monotonic() < end:
+        found = totals(stack)
+        if not found["sfumato_gateway_images_running"] and not found["sfumato_gateway_queued_row_steps"]:
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def write(figures: dict[str, Any], folder: Path) -> None:
+    """load.json and load.md."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "load.json").write_text(json.dumps(figures) + "\n")
+    (folder / "load.md").write_text(report.markdown(figures))
+
+
+if __name__ == "__main__":
+    main()
