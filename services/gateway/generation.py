@@ -186,6 +186,7 @@ class Generation:
         steering = Steering(p, seed, noise_pred, denoiser, targets, gradients, decoding)
         last: Step | None = None
         digests: list[bytes] = []
+        replayed = 0
         try:
             with self.seconds.add_to("denoise"):
                 steps = sample(p, seed, self.family, source, steering)
@@ -193,8 +194,11 @@ class Generation:
                     last = step
                     digests.append(latents_digest(step.latents))
                     done = step.index + 1
-                    cost = self.row_steps / (p.num_images * step.num_steps)
-                    self.pace.add_step(pace_key(p, self.family), seconds, cost)
+                    # The first step opens the stream, and one that was repeated waited for a denoiser.
+                    if step.index and denoiser.num_replayed_steps == replayed:
+                        cost = self.row_steps / (p.num_images * step.num_steps)
+                        self.pace.add_step(pace_key(p, self.family), seconds, cost)
+                    replayed = denoiser.num_replayed_steps
                     preview = b""
                     if p.preview_interval_steps and done % p.preview_interval_steps == 0:
                         preview = await self._preview(step)
