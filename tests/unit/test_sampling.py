@@ -5,7 +5,7 @@ import torch
 
 from sfumato.common.errors import InvalidArgument
 from sfumato.gateway.guidance import classifier_free
-from sfumato.gateway.sampling import SCHEDULERS, make_scheduler, predicted_x0, set_timesteps
+from sfumato.gateway.sampling import SCHEDULERS, make_scheduler, predicted_x0, set_timesteps, usual_sampling
 
 CONFIG = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False,
           "set_alpha_to_one": False, "steps_offset": 1, "num_train_timesteps": 1000}  # fmt: skip
@@ -63,3 +63,23 @@ def test_steps_that_would_run_over_the_schedules_end_are_refused() -> None:
 def test_more_steps_than_lcm_takes_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="num_inference_steps"):
         set_timesteps(make_scheduler("lcm", CONFIG), 100, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("config", "usual"),
+    [
+        ({"_class_name": "PNDMScheduler"}, ("dpmpp_2m", 30, 5.0)),
+        ({"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}, ("dpmpp_2m", 30, 5.0)),
+        ({"_class_name": "LCMScheduler"}, ("lcm", 4, 8.0)),
+        ({"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing"}, ("euler", 4, 1.0)),
+        (
+            {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"},
+            ("euler_a", 4, 1.0),
+        ),
+    ],
+)
+def test_a_family_made_for_few_steps_has_its_own_defaults(
+    config: dict[str, str], usual: tuple[str, int, float]
+) -> None:
+    found = usual_sampling(config)
+    assert (found.scheduler, found.num_inference_steps, found.guidance_scale) == usual
