@@ -50,7 +50,7 @@ def test_images_are_the_pipelines(name: str, tmp_path: Path, emoji_family: Path)
     expected = reference(family, "ddim")
     gc.collect()
     settings = {"SFUMATO_ENCODER_ENGINE": "torch", "SFUMATO_DECODER_ENGINE": "torch"}
-    settings |= {"SFUMATO_DENOISER_ENGINE": "torch"}
+    settings |= {"SFUMATO_DENOISER_ENGINE": "torch", "SFUMATO_GATEWAY_STEP_TIMEOUT_SECONDS": "1800"}
     with (
         local_stack(family, log_dir=tmp_path, settings=settings) as stack,
         Client(stack.target, timeout=900) as client,
