@@ -49,7 +49,7 @@ class Request:
         }  # fmt: skip
 
 
-# Some settings are liked more than others: nine of sixteen requests have company in a batch of three or more.
+# Some settings are liked more than others: ten of the sixteen are one of three or four of a kind.
 LIKED: tuple[tuple[int, Settings], ...] = (
     (4, Settings(30, "dpmpp_2m", 5.0, 64)),
     (3, Settings(20, "dpmpp_2m", 7.5, 64)),

@@ -4,9 +4,10 @@
 
 The denoiser runs rows apart on a CPU, each on one thread, as many at a time as cores: a request's bits then
 cannot depend on its company. This says whether forwards of several rows were faster: on one thread against
-rows one after the other, and on all cores, as one forward on all threads and as forwards of n/cores rows on a
-thread each, against rows apart. Ratios above 1: rows apart are faster. Prints JSON and writes it to
-out/row_batches.json.
+rows one after the other; on all cores, as one forward on all threads and as forwards of n/cores rows on a
+thread each, against rows apart. Ratios above 1: rows apart are faster. It also says whether a row's bits in a
+forward of n are those that it has alone, and whether they are the same at any place among the n, which is
+what batches of a fixed size would need. Prints JSON and writes it to out/row_batches.json.
 """
 
 import argparse
@@ -78,6 +79,20 @@ def measured(
         "one_thread_together_over_apart": _over(seconds, "one_thread_together", "one_thread_apart"),
         "all_cores_together_over_apart": _over(seconds, "all_cores_together", "all_cores_apart"),
         "all_cores_a_part_each_over_apart": _over(seconds, "all_cores_a_part_each", "all_cores_apart"),
+        **same_bits(unet, one, n),
+    }
+
+
+def same_bits(unet: TorchUNet, session: Session, n: int) -> dict[str, bool]:
+    """Of n rows that differ: whether each has the bits that it has alone, and those that it has elsewhere."""
+    generator = torch.Generator().manual_seed(1)
+    rows = [torch.randn(given.shape, generator=generator) for given in inputs(unet, n)]
+    together = session.run(*rows)
+    alone = torch.cat([session.run(*(given[i : i + 1] for given in rows)) for i in range(n)])
+    moved = [session.run(*(given.roll(by, 0) for given in rows)).roll(-by, 0) for by in range(1, n)]
+    return {
+        "same_bits_as_alone": torch.equal(together, alone),
+        "same_bits_at_any_place": all(torch.equal(together, other) for other in moved),
     }
 
 
