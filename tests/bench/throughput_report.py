@@ -42,18 +42,20 @@ def draw(figures: dict[str, Any], path: Path) -> None:
     m, scaling, share = figures["mixed"], figures["scaling"], figures["one_client"]["share"]
     figure, (ways, clients, parts) = plt.subplots(1, 3, figsize=(16, 4.5))
     names = {
-        "sequential": "pipeline,\none at a time",
-        "static": "pipeline,\nstatic batches",
-        "first_come_first_served": "services,\none at a time",
-        "services": "services,\nall at once",
+        "sequential": "pipeline, one at a time",
+        "static": "pipeline, static batches",
+        "first_come_first_served": "services, one at a time",
+        "services": "services, all at once",
     }
-    bars = ways.bar(list(names.values()), [m[f"{name}_images_per_second"] for name in names])
+    bars = ways.barh(list(names.values()), [m[f"{name}_images_per_second"] for name in names])
     ways.bar_label(bars)
-    ways.set(title="16 mixed requests", ylabel="images/s")
+    ways.set(title="16 mixed requests", xlabel="images/s")
+    ways.margins(x=0.15)
     counts = [row["clients"] for row in scaling]
     clients.plot(counts, [row["images_per_second"] for row in scaling], marker="o", label="images/s")
     clients.set(title="Concurrent clients", xlabel="clients", ylabel="images/s", ylim=(0, None))
     clients.set_xscale("log", base=2)
+    clients.set_xticks(counts, [str(count) for count in counts])
     late = clients.twinx()
     late.plot(counts, [row["p95_ms"] for row in scaling], marker="s", color="tab:red")
     late.set(ylabel="p95 ms (red)", ylim=(0, None))
