@@ -37,6 +37,30 @@ KINDS = {
     "convolution": ("Conv", "FusedConv", "NhwcFusedConv"),
     "norm": ("GroupNorm", "InstanceNormalization", "LayerNormalization", "SkipLayerNormalization"),
     "softmax": ("Softmax",),
+    "elementwise": (
+        "Add",
+        "Mul",
+        "Sub",
+        "Div",
+        "Sigmoid",
+        "QuickGelu",
+        "Gelu",
+        "BiasGelu",
+        "Erf",
+        "Cos",
+        "Sin",
+    ),
+    "shapes": (
+        "Shape",
+        "Gather",
+        "Unsqueeze",
+        "Squeeze",
+        "Cast",
+        "ConstantOfShape",
+        "Range",
+        "Equal",
+        "Where",
+    ),
     "layout": (
         "Transpose",
         "Reshape",
@@ -115,7 +139,7 @@ def operators(unet: TorchUNet, repeats: int) -> dict[str, Any]:
 
 
 def by_kind(spent: Counter[str]) -> Counter[str]:
-    """Operators put together; what no kind names is elementwise and the like."""
+    """Operators put together; what no kind names is other."""
     kind_of = {operator: kind for kind, names in KINDS.items() for operator in names}
     found: Counter[str] = Counter()
     for operator, time_spent in spent.items():
