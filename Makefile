@@ -76,7 +76,7 @@ attention-report: setup ## Whether words' attention maps lie where the things ar
 	$(BIN)/python -m tests.bench.attention_report --family $(FAMILY)
 
 full-size: setup ## Stable Diffusion 1.5, 2.1, XL at full size against diffusers, CLIP against open_clip (20 GB).
-	$(BIN)/pytest -q tests/full_size
+	$(BIN)/pytest -q -o addopts="-ra --import-mode=importlib" tests/full_size
 
 dashboard-picture: setup ## Draw the dashboard from a real load run (5 minutes; Debian's prometheus).
 	$(BIN)/python -m tests.bench.dashboard_picture --family $(FAMILY)
