@@ -84,7 +84,7 @@ async def closed_loop(target: str, num_clients: int, requests: Sequence[Request]
 
 
 def totals(stack: Stack) -> dict[str, float]:
-    """Samples of all services' metrics, added up: "name" and "name/work" where there is such a label."""
+    """All metrics of all services, added up by "name", "name/work" or "name/code"."""
     found: dict[str, float] = {}
     for service in stack.services:
         with urllib.request.urlopen(f"http://127.0.0.1:{service.metrics_port}/metrics") as response:
@@ -93,7 +93,8 @@ def totals(stack: Stack) -> dict[str, float]:
             for sample in family.samples:
                 if sample.name.endswith("_bucket") or not math.isfinite(sample.value):
                     continue
-                key = "/".join([sample.name, *([sample.labels["work"]] if "work" in sample.labels else [])])
+                labels = [sample.labels[label] for label in ("work", "code") if label in sample.labels]
+                key = "/".join([sample.name, *labels])
                 found[key] = found.get(key, 0.0) + sample.value
     return found
 

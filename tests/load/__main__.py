@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato_client.stack import Stack, local_stack
-from tests.bench.serving import totals
+from tests.bench.serving import growth, totals
 from tests.load import memory, report
 from tests.load.vanishing import vanishing
 
@@ -65,6 +65,7 @@ def under(stack: Stack, shape: str, seconds: float) -> dict[str, Any]:
         calls = Path(folder) / "calls.json"
         # gevent warns of what it finds in torch, which the package of the tests imports.
         program = [sys.executable, "-W", "ignore", "-m", "tests.load.users", stack.target, "--shape", shape]
+        before = totals(stack)
         with memory.watched(stack) as samples, vanishing(stack.target, VANISHING.get(shape, 0)) as killed:
             start = time.monotonic()
             subprocess.run(
@@ -74,6 +75,13 @@ def under(stack: Stack, shape: str, seconds: float) -> dict[str, Any]:
             )
             passed = time.monotonic() - start
         figures = report.shape_figures([tuple(call) for call in json.loads(calls.read_text())], passed)
+    after = totals(stack)
+    refused, spent = (
+        growth(before, after, f"sfumato_request_seconds_{part}/RESOURCE_EXHAUSTED")
+        for part in ("count", "sum")
+    )
+    if refused:  # beside the clients' view, which has the wait for a core of their own in it
+        figures["refusals"]["mean_ms_in_service"] = round(1000 * spent / refused, 2)
     every = max(1, len(next(iter(samples.values()))) // 240)
     return {
         **figures,

@@ -72,6 +72,8 @@ def markdown(figures: dict[str, Any]) -> str:
             times = " | ".join(str(row.get(f"p{q}_ms", "-")) for q in (50, 95, 99))
             codes = ", ".join(f"{code} {count}" for code, count in row.get("codes", {}).items())
             lines.append(f"| {endpoint} | {row.get('calls', row.get('count'))} | {times} | {codes} |")
+        if "mean_ms_in_service" in shape["refusals"]:
+            lines += ["", f"A refusal's mean in the service: {shape['refusals']['mean_ms_in_service']} ms."]
         lines += ["", "| memory, MiB | 1st quarter | 2nd | 3rd | last | last over 2nd |", "| --- " * 6 + "|"]
         for service, row in shape["memory"].items():
             lines.append(f"| {service} | {' | '.join(str(value) for value in row.values())} |")
