@@ -19,9 +19,15 @@ class Unet(Protocol):
     """A UNet for forward passes, whichever engine runs it."""
 
     config: Any
+    max_rows_together: int  # of different trajectories in one forward, where that pays; 1: it does not
 
     def noise_pred(self, latents: torch.Tensor, timestep: float, conditioning: Conditioning) -> torch.Tensor:
         """As TorchUNet.noise_pred."""
+
+    def noise_preds(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        """As TorchUNet.noise_preds."""
 
 
 class TorchUNet:
@@ -29,6 +35,8 @@ class TorchUNet:
 
     Latents, noise predictions and gradients are float32 outside of it, whatever its own precision.
     """
+
+    max_rows_together = 1  # torch's kernels for several rows give other bits than those for one
 
     def __init__(self, family: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.weights = part_of(family, "unet")
@@ -69,11 +77,27 @@ class TorchUNet:
             float32 [rows, out_channels, height, width], on the CPU.
         """
         rows = len(conditioning)
-        sample = latents.to(self.device, self.dtype).expand(rows, -1, -1, -1)
-        # A fractional timestep stays float32; whole ones give the same embedding either way.
-        timesteps = torch.tensor([timestep], device=self.device).expand(rows)
+        timesteps = torch.full((rows,), timestep, dtype=torch.float32)
+        return self.noise_preds(latents.expand(rows, -1, -1, -1), timesteps, conditioning)
+
+    @torch.inference_mode()
+    def noise_preds(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        """Predictions for rows of their own latents and timesteps.
+
+        Args:
+            latents: float32 [rows, in_channels, height, width].
+            timesteps: float32 [rows], of the noise schedule.
+            conditioning: one row for each.
+
+        Returns:
+            float32 [rows, out_channels, height, width], on the CPU.
+        """
+        sample = latents.to(self.device, self.dtype)
         given = conditioning.to(self.device, self.dtype).arguments
-        result: torch.Tensor = self.model(sample, timesteps, **given, return_dict=False)[0]
+        # A fractional timestep stays float32; whole ones give the same embedding either way.
+        result: torch.Tensor = self.model(sample, timesteps.to(self.device), **given, return_dict=False)[0]
         return result.to("cpu", latents.dtype)
 
     def linearise(self, latents: torch.Tensor, timestep: float, conditioning: Conditioning) -> Linearised:

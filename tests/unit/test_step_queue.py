@@ -1,0 +1,130 @@
+"""Rows that wait go together, and no bit of them shows it."""
+
+import asyncio
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from sfumato.denoiser.batching import MAX_AREA, StepQueue
+from sfumato.denoiser.conditioning import Conditioning
+from sfumato.denoiser.engine_onnx import MAX_ROWS_TOGETHER, OnnxUNet, open_unet
+from sfumato.denoiser.engine_torch import TorchUNet
+
+CPU = torch.device("cpu")
+
+
+class Unet:
+    """Counts rows of each forward; the first waits until it may go on. `depends`: on a row's company."""
+
+    config: Any = SimpleNamespace()
+
+    def __init__(self, max_rows_together: int = 4, depends: bool = False) -> None:
+        self.max_rows_together, self.depends = max_rows_together, depends
+        self.forwards: list[int] = []
+        self.go_on = threading.Event()
+
+    def noise_preds(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        self.forwards.append(len(latents))
+        assert self.go_on.wait(20)
+        if bool((latents[:, 0, 0, 0] < 0).any()):
+            raise ValueError("negative")
+        return latents + timesteps[:, None, None, None] + (len(latents) if self.depends else 0)
+
+
+def step(queue: StepQueue, unet: Any, value: float, side: int = 8) -> "asyncio.Task[torch.Tensor]":
+    latents, conditioning = torch.full((1, 4, side, side), value), Conditioning(torch.ones(1, 3, 2))
+    return asyncio.create_task(queue.noise_pred(unet, latents, value, conditioning))
+
+
+async def waiting_behind_one(queue: StepQueue, unet: Unet, others: list[tuple[float, int]]) -> list[Any]:
+    """Steps that arrive while the only free thread is at work: their results, the first's first."""
+    busy = [step(queue, unet, float(index), 16) for index in range(2)]  # both threads
+    await asyncio.sleep(0.05)
+    rest = [step(queue, unet, value, side) for value, side in others]
+    await asyncio.sleep(0.05)
+    unet.go_on.set()
+    return await asyncio.gather(*busy, *rest, return_exceptions=True)
+
+
+async def test_rows_that_wait_go_together_and_each_gets_its_own() -> None:
+    queue, unet = StepQueue(2), Unet()
+    for _ in range(2):  # the first time each also runs alone
+        unet.go_on.clear()
+        unet.forwards.clear()
+        results = await waiting_behind_one(queue, unet, [(float(value), 8) for value in range(2, 8)])
+        for value, result in zip(range(2, 8), results[2:], strict=True):
+            assert torch.equal(result, torch.full((1, 4, 8, 8), 2.0 * value))
+    assert unet.forwards[:2] == [1, 1]  # none waits for company
+    assert sum(unet.forwards[2:]) == 6
+    assert len(unet.forwards[2:]) == 2  # the two threads share what waited
+    queue.close()
+
+
+async def test_rows_whose_bits_would_show_their_company_go_apart() -> None:
+    queue, unet = StepQueue(2), Unet(depends=True)
+    for _ in range(2):
+        unet.go_on.clear()
+        results = await waiting_behind_one(queue, unet, [(float(value), 8) for value in range(2, 6)])
+        for value, result in zip(range(2, 6), results[2:], strict=True):
+            assert torch.equal(result, torch.full((1, 4, 8, 8), 2.0 * value + 1))
+    assert set(unet.forwards[-4:]) == {1}
+    queue.close()
+
+
+async def test_only_rows_of_one_size_go_together_and_large_ones_alone() -> None:
+    queue, unet = StepQueue(2), Unet()
+    large = int(MAX_AREA**0.5)
+    sizes = [(2.0, 8), (3.0, 12), (4.0, 8), (5.0, large), (6.0, large), (7.0, large)]
+    results = await waiting_behind_one(queue, unet, sizes)
+    for (value, side), result in zip(sizes, results[2:], strict=True):
+        assert torch.equal(result, torch.full((1, 4, side, side), 2 * value))
+    queue.close()
+
+
+async def test_a_failure_and_a_cancelled_step_leave_the_queue_at_work() -> None:
+    queue, unet = StepQueue(2), Unet(max_rows_together=1)
+    unet.go_on.set()
+    with pytest.raises(ValueError, match="negative"):
+        await step(queue, unet, -1.0)
+    unet.go_on.clear()
+    busy = [step(queue, unet, 1.0), step(queue, unet, 1.0)]
+    await asyncio.sleep(0.05)
+    dropped = step(queue, unet, 9.0)
+    await asyncio.sleep(0.05)
+    dropped.cancel()
+    await asyncio.sleep(0)
+    started = len(unet.forwards)
+    unet.go_on.set()
+    await asyncio.gather(*busy)
+    assert float((await step(queue, unet, 3.0)).mean()) == 6
+    assert len(unet.forwards) == started + 1  # the cancelled one never ran
+    queue.close()
+
+
+async def test_a_real_unets_rows_have_the_same_bits_in_any_company(tiny_family: Path, tmp_path: Path) -> None:
+    torch_unet = TorchUNet(tiny_family, CPU)
+    unet = open_unet(torch_unet, "onnxruntime", tmp_path)
+    assert isinstance(unet, OnnxUNet)
+    assert unet.max_rows_together == MAX_ROWS_TOGETHER
+    queue, generator = StepQueue(2), torch.Generator().manual_seed(0)
+    steps = []
+    for index in range(24):
+        side = 8 if index % 3 else 12
+        latents = torch.randn(1, 4, side, side, generator=generator)
+        given = Conditioning(torch.randn(2, 24, 32, generator=generator))
+        steps.append((latents, 37.0 * index, given))
+    alone = [
+        torch.cat([unet.noise_pred(latents, timestep, row) for row in given.split()])
+        for latents, timestep, given in steps
+    ]
+    for _ in range(3):
+        together = await asyncio.gather(*(queue.noise_pred(unet, *given) for given in steps))
+        for one, other in zip(alone, together, strict=True):
+            assert torch.equal(one, other)
+    queue.close()
