@@ -36,7 +36,7 @@ class TorchUNet:
     Latents, noise predictions and gradients are float32 outside of it, whatever its own precision.
     """
 
-    max_rows_together = 1  # torch's kernels for several rows give other bits than those for one
+    max_rows_together = 1  # torch picks its kernels' blocking by the number of rows
 
     def __init__(self, family: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.weights = part_of(family, "unet")
