@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 SUPPLY := .venv-supply
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench bench-edit load soak edit-durability guidance-report edit-report video-report attention-report dashboard-picture k8s-check k8s-trial locks sbom licences audit fuzz train evaluate clean
+.PHONY: help setup demo test check format bench bench-edit load load-smoke soak full-size triton-test edit-durability guidance-report edit-report video-report attention-report dashboard-picture k8s-check k8s-trial locks sbom licences audit fuzz train evaluate clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ bench: setup ## Latency and throughput against diffusers' in-process pipeline; w
 load: setup ## Every endpoint under steady load, bursts, slow readers, clients that vanish; out/load.md (6 minutes).
 	$(BIN)/python -m tests.load --family $(FAMILY)
 
+load-smoke: setup ## The same in half a minute, with tiny weights: does every kind of client and endpoint work.
+	$(BIN)/pytest -q -o addopts="-ra --import-mode=importlib" tests/load
+
 soak: setup ## Twenty minutes of mixed load: memory of every service, wrong or lost results; out/load.md.
 	$(BIN)/python -m tests.load --family $(FAMILY) --shapes soak --seconds 1200
 
@@ -74,6 +77,9 @@ guidance-report: setup ## Curves of every kind of guidance over its scale, by a 
 
 attention-report: setup ## Whether words' attention maps lie where the things are, by a judge CLIP.
 	$(BIN)/python -m tests.bench.attention_report --family $(FAMILY)
+
+triton-test: setup ## Generation through a real Triton Inference Server, killed and back (2 minutes; 55 MB from PyPI).
+	$(BIN)/pytest -q -o addopts="-ra --import-mode=importlib" tests/triton
 
 full-size: setup ## Stable Diffusion 1.5, 2.1, XL at full size against diffusers, CLIP against open_clip (20 GB).
 	$(BIN)/pytest -q -o addopts="-ra --import-mode=importlib" tests/full_size

@@ -23,7 +23,7 @@ from sfumato.denoiser.engine_torch import TorchUNet
 from sfumato_client import AsyncClient, SfumatoError
 from sfumato_client.stack import Stack, free_port, local_stack
 from tests.tiny_family import save_tiny_family
-from tests.triton_server import TritonServer, export, triton_server
+from tests.triton.server import TritonServer, export, triton_server
 
 CPU = torch.device("cpu")
 REQUEST: dict[str, Any] = {"seed": 3, "num_inference_steps": 8, "scheduler": "euler_a", "guidance_scale": 4}
