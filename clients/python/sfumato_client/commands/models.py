@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from google.protobuf.json_format import MessageToDict
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from sfumato_client.console import AsJson, FamilyDir, Target, fail, gateway, readable_errors, stderr
 
@@ -28,17 +28,14 @@ def models(
     if as_json:
         print(json.dumps([MessageToDict(entry, preserving_proto_field_name=True) for entry in families]))
         return
-    table = Table("family", "methods", "default size", "largest", "prompt tokens", "adapters")
+    # Names are for copying; the adapters' column is there where there are any.
+    adapters = ["adapters"] if any(entry.adapters for entry in families) else []
+    name = Column("family", no_wrap=True)
+    table = Table(name, "methods", "default size", "largest", "prompt tokens", *adapters)
     for entry in families:
         size, largest = f"{entry.default_width}x{entry.default_height}", f"{entry.max_pixels} pixels"
-        table.add_row(
-            entry.name,
-            ", ".join(entry.methods),
-            size,
-            largest,
-            str(entry.max_tokens),
-            ", ".join(entry.adapters),
-        )  # fmt: skip
+        row = [entry.name, ", ".join(entry.methods), size, largest, str(entry.max_tokens)]
+        table.add_row(*row, *([", ".join(entry.adapters)] if adapters else []))
     Console().print(table)
 
 
