@@ -179,7 +179,8 @@ async def _until_stopped(servicer: Servicer, health: HealthServicer, stop: async
     serving = True
     while not stop.is_set():
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), SOUND_SECONDS)
+            async with asyncio.timeout(SOUND_SECONDS):
+                await stop.wait()
         if not stop.is_set() and is_sound() != serving:
             serving = not serving
             log.warning("readiness changed", service=servicer.service_name, serving=serving)

@@ -69,7 +69,8 @@ class Canary:
         for _ in range(TRIES):
             begun = time.monotonic()
             try:
-                info, found = await asyncio.wait_for(_step(replica), TIMEOUT_SECONDS)
+                async with asyncio.timeout(TIMEOUT_SECONDS):
+                    info, found = await _step(replica)
             except (grpc.aio.AioRpcError, TimeoutError, asyncio.InvalidStateError):
                 STEPS.labels("unanswered").inc()
                 return

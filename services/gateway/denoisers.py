@@ -146,7 +146,9 @@ class DenoiserStream:
         give_up = self._give_up_time()
         while True:
             try:
-                return await asyncio.wait_for(self._exchange(request), self._step_seconds)
+                # Not wait_for: before Python 3.12 it drops a cancellation that comes with the answer.
+                async with asyncio.timeout(self._step_seconds):
+                    return await self._exchange(request)
             except (grpc.aio.AioRpcError, TimeoutError, asyncio.InvalidStateError) as error:
                 self._lose(error)
                 said = own_words(error)
