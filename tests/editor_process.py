@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from sfumato_client.client import Client
-from sfumato_client.stack import Service, free_port, is_serving
+from sfumato_client.stack import Service, Stack, free_port, is_serving, local_stack
 
 # A deep image prior that is small, and has everything: parameters, moments, an average, random numbers.
 SMALL: dict[str, Any] = {"channels": 8, "num_scales": 2, "size": 32}
@@ -77,3 +77,12 @@ def running_editor(family: Path, folder: Path, **settings: object) -> Iterator[t
     service = editor_service(family, folder, **settings)
     with running(service), Client(service.target, timeout=60) as client:
         yield service, client
+
+
+@contextlib.contextmanager
+def editing_stack(family: Path, folder: Path, **settings: object) -> Iterator[Stack]:
+    """All services, and an editor with its state in the folder; settings become SFUMATO_EDITOR_*."""
+    given = {"state_dir": folder / "state", "num_threads": 1, **settings}
+    environment = {f"SFUMATO_EDITOR_{name.upper()}": str(value) for name, value in given.items()}
+    with local_stack(family, log_dir=folder, editor=True, settings=environment) as running:
+        yield running

@@ -93,12 +93,11 @@ def _unserved(family: Path) -> list[str]:
 
 def _say_what_is_served(report: Report, family: Path) -> None:
     sound = {part.name.split("/")[0] for part in report.parts if not part.error}
-    sound |= {name for name in ("tokenizer", "scheduler") if (family / name).is_dir()}
-    needed = [*NEEDED, *(f"{name}_2" for name in ("text_encoder", "tokenizer") if "XL" in report.pipeline)]
-    sound |= {name for name in ("tokenizer_2",) if (family / name).is_dir()}
+    sound |= {name for name in ("tokenizer", "tokenizer_2", "scheduler") if (family / name).is_dir()}
+    needed = (*NEEDED, *(("text_encoder_2", "tokenizer_2") if "XL" in report.pipeline else ()))
     diffusion = "text-to-image, image-to-image, inpainting, attention maps, prompt-to-prompt"
     wanted: dict[str, tuple[str, ...]] = {
-        diffusion: tuple(needed),
+        diffusion: needed,
         "CLIP guidance": (*needed, "clip"),
         "noised-CLIP guidance": (*needed, "clip", "clip_noised"),
         **EDITING,

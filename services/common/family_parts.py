@@ -14,6 +14,9 @@ import torch
 from sfumato.common.checked_weights import Weights, WeightsError, check_weights
 from sfumato.common.errors import NotFound
 from sfumato.common.family import part_of, read_json
+from sfumato.common.identity import identity_of
+from sfumato.common.noised_clip import NoisedImageEncoder
+from sfumato.common.stylegan2 import StyleGAN2
 
 # Of family and part: makes the model.
 Builder = Callable[[Path, str], Callable[[], torch.nn.Module]]
@@ -93,32 +96,12 @@ def _open_clip(family: Path, part: str) -> Callable[[], torch.nn.Module]:
     return lambda: open_clip.create_model(source, load_weights=False, device="meta")
 
 
-def _own(
-    load: Callable[[], Callable[..., torch.nn.Module]],
-) -> Builder:
+def _own(make: Callable[..., torch.nn.Module]) -> Builder:
     def builder(family: Path, part: str) -> Callable[[], torch.nn.Module]:
         config = read_json(family, part, "config.json")
-        return lambda: load()(**config)
+        return lambda: make(**config)
 
     return builder
-
-
-def _noised_clip() -> type[torch.nn.Module]:
-    from sfumato.common.noised_clip import NoisedImageEncoder
-
-    return NoisedImageEncoder
-
-
-def _identity() -> Callable[..., torch.nn.Module]:
-    from sfumato.common.identity import identity_of
-
-    return lambda **config: identity_of(config)
-
-
-def _stylegan2() -> type[torch.nn.Module]:
-    from sfumato.common.stylegan2 import StyleGAN2
-
-    return StyleGAN2
 
 
 _BUILDERS: dict[str, Builder] = {
@@ -128,9 +111,9 @@ _BUILDERS: dict[str, Builder] = {
     "text_encoder": _text_encoder("CLIPTextModel"),
     "text_encoder_2": _text_encoder("CLIPTextModelWithProjection"),
     "clip": _open_clip,
-    "clip_noised": _own(_noised_clip),
-    "identity": _own(_identity),
-    "stylegan2": _own(_stylegan2),
+    "clip_noised": _own(NoisedImageEncoder),
+    "identity": _own(lambda **config: identity_of(config)),
+    "stylegan2": _own(StyleGAN2),
 }
 
 

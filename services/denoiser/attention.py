@@ -79,7 +79,7 @@ class AttentionUNet:
     def noise_pred_and_maps(
         self, latents: torch.Tensor, timestep: float, conditioning: Conditioning
     ) -> tuple[torch.Tensor, list[LayerMaps]]:
-        """One row's prediction, the same as TorchUNet.noise_pred's, and its cross-attention maps.
+        """One row's prediction, the same as Unet.noise_pred's, and its cross-attention maps.
 
         Args:
             latents: float32 [1, in_channels, height, width].

@@ -1,10 +1,14 @@
 """Which work shares a forward pass.
 
-On a CPU every row is a forward of its own, on one thread, as many at a time as there are cores: small
-forwards lose more at OpenMP's barriers than they gain from a second thread. On a GPU a step's rows are one
-forward. Triton gets every row for itself, and puts together what waits there. Steps run in the order of
-arrival; a trajectory has at most one waiting, so that order is fair, and a step's bits depend on nothing but
-itself: not on how many other trajectories are open.
+On a CPU every forward runs on one thread, as many at a time as there are cores: small forwards lose more at
+OpenMP's barriers than they gain from a second thread. A thread that is free takes its share of the rows that
+wait, of whichever trajectories and at whichever timesteps, as one forward: rows that find the threads idle go
+one by one, at the least latency; rows that had to wait go together (docs/decisions/010). On a GPU a step's
+rows are one forward. Triton gets every row for itself, and puts together what waits there.
+
+Steps run in the order of arrival; a trajectory has at most one waiting, so that order is fair. A row's bits
+depend on nothing but itself: where a number of rows of a shape first goes together, each also runs alone, and
+rows go together from then on only if the bits were the same.
 """
 
 import asyncio
@@ -41,7 +45,6 @@ STEP_SECONDS = Histogram(
     "Seconds of one step in the denoiser, waiting included; its count is the steps done.",
     buckets=SECONDS_BUCKETS,
 )
-
 
 TRITON_CALLS = 16  # at a time; the forwards are the server's
 
@@ -87,7 +90,7 @@ class StepQueue:
     async def noise_pred(
         self, unet: Unet, latents: torch.Tensor, timestep: float, conditioning: Conditioning
     ) -> torch.Tensor:
-        """As TorchUNet.noise_pred. Cancelled before its turn, it never runs."""
+        """As Unet.noise_pred. Cancelled before its turn, it never runs."""
         rows = len(conditioning)
         with tracing.span("unet.step", rows=rows), QUEUED.track_inprogress(), STEP_SECONDS.time():
             if not self._rows_apart:
@@ -179,7 +182,10 @@ class StepQueue:
         return result
 
     def close(self) -> None:
-        """Drops what waits and ends the thread."""
+        """Drops what waits and ends the threads."""
+        for row in self._waiting:
+            row.future.cancel()
+        self._waiting.clear()
         self._executor.shutdown(cancel_futures=True)
 
 

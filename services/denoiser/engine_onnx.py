@@ -16,7 +16,7 @@ from sfumato.denoiser.engine_torch import TorchUNet, Unet
 MAX_ROWS_TOGETHER = 8  # of a small UNet on one thread, 0.6 of their time one by one; 32 rows: 0.5
 
 
-class OnnxUNet:
+class OnnxUNet(Unet):
     """As TorchUNet; may be called from several threads at once."""
 
     def __init__(self, config: Any, session: GraphSession, max_rows_together: int = 1) -> None:
@@ -24,16 +24,10 @@ class OnnxUNet:
         self.config, self.max_rows_together = config, max_rows_together
         self._session = session
 
-    def noise_pred(self, latents: torch.Tensor, timestep: float, conditioning: Conditioning) -> torch.Tensor:
-        """As TorchUNet.noise_pred."""
-        rows = len(conditioning)
-        timesteps = torch.full((rows,), timestep, dtype=torch.float32)
-        return self.noise_preds(latents.expand(rows, -1, -1, -1), timesteps, conditioning)
-
     def noise_preds(
         self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
-        """As TorchUNet.noise_preds."""
+        """As Unet has it."""
         return self._session.run(latents, timesteps, *conditioning.tensors.values())
 
 

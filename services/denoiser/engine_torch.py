@@ -16,21 +16,43 @@ from sfumato.denoiser.conditioning import Conditioning, needed
 
 
 class Unet(Protocol):
-    """A UNet for forward passes, whichever engine runs it."""
+    """A UNet for forward passes, whichever engine runs it: an engine has noise_preds."""
 
     config: Any
     max_rows_together: int  # of different trajectories in one forward, where that pays; 1: it does not
 
     def noise_pred(self, latents: torch.Tensor, timestep: float, conditioning: Conditioning) -> torch.Tensor:
-        """As TorchUNet.noise_pred."""
+        """The UNet's prediction for one latent under each row of conditioning.
+
+        Args:
+            latents: float32 [1, in_channels, height, width].
+            timestep: of the noise schedule.
+            conditioning: one row for each prediction.
+
+        Returns:
+            float32 [rows, out_channels, height, width], on the CPU.
+        """
+        rows = len(conditioning)
+        timesteps = torch.full((rows,), timestep, dtype=torch.float32)
+        return self.noise_preds(latents.expand(rows, -1, -1, -1), timesteps, conditioning)
 
     def noise_preds(
         self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
-        """As TorchUNet.noise_preds."""
+        """Predictions for rows of their own latents and timesteps.
+
+        Args:
+            latents: float32 [rows, in_channels, height, width].
+            timesteps: float32 [rows], of the noise schedule.
+            conditioning: one row for each.
+
+        Returns:
+            float32 [rows, out_channels, height, width], on the CPU.
+        """
+        raise NotImplementedError
 
 
-class TorchUNet:
+class TorchUNet(Unet):
     """The family's unet/, in float32, or a half precision; in float64 to check gradients by.
 
     Latents, noise predictions and gradients are float32 outside of it, whatever its own precision.
@@ -65,35 +87,10 @@ class TorchUNet:
         return changed
 
     @torch.inference_mode()
-    def noise_pred(self, latents: torch.Tensor, timestep: float, conditioning: Conditioning) -> torch.Tensor:
-        """The UNet's prediction for one latent under each row of conditioning.
-
-        Args:
-            latents: float32 [1, in_channels, height, width].
-            timestep: of the noise schedule.
-            conditioning: one row for each prediction.
-
-        Returns:
-            float32 [rows, out_channels, height, width], on the CPU.
-        """
-        rows = len(conditioning)
-        timesteps = torch.full((rows,), timestep, dtype=torch.float32)
-        return self.noise_preds(latents.expand(rows, -1, -1, -1), timesteps, conditioning)
-
-    @torch.inference_mode()
     def noise_preds(
         self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
-        """Predictions for rows of their own latents and timesteps.
-
-        Args:
-            latents: float32 [rows, in_channels, height, width].
-            timesteps: float32 [rows], of the noise schedule.
-            conditioning: one row for each.
-
-        Returns:
-            float32 [rows, out_channels, height, width], on the CPU.
-        """
+        """As Unet has it."""
         sample = latents.to(self.device, self.dtype)
         given = conditioning.to(self.device, self.dtype).arguments
         # A fractional timestep stays float32; whole ones give the same embedding either way.

@@ -28,7 +28,7 @@ class GradientQueue:
     async def linearise(
         self, unet: TorchUNet, latents: torch.Tensor, timestep: float, conditioning: Conditioning
     ) -> list[Linearised]:
-        """One kept pass for each row of conditioning; arguments as in TorchUNet.noise_pred."""
+        """One kept pass for each row of conditioning; arguments as in Unet.noise_pred."""
         passes = (
             run(self._executor, "unet_kept", unet.linearise, latents, timestep, row)
             for row in conditioning.split()

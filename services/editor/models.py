@@ -45,15 +45,14 @@ class FamilyModels:
         from diffusers import VQModel
 
         variant = check_part(self.family, "vqgan").variant
-        folder = part_of(self.family, "vqgan")
-        model: Any = VQModel.from_pretrained(folder, use_safetensors=True, variant=variant)
+        model: Any = VQModel.from_pretrained(self.family / "vqgan", use_safetensors=True, variant=variant)
         return self._frozen(model)
 
     @cached_property
     def identity(self) -> Any:
         """IdentityNetwork of identity/."""
         check_part(self.family, "identity")
-        return load_identity(part_of(self.family, "identity")).to(self.device)
+        return load_identity(self.family / "identity").to(self.device)
 
     @cached_property
     def raft(self) -> Any:

@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from sfumato.common.checked_weights import WeightsError
+from sfumato.common.stylegan2 import StyleGAN2
 from sfumato.importer.pickles import Tensors
 
 # What is left out: filters, which are constants, and statistics that the methods work out themselves.
@@ -44,8 +45,6 @@ def from_nvidia(tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
             held[renamed] = reshaped
     # rosinality keeps the filters as buffers.
     config = config_of(held)
-    from sfumato.common.stylegan2 import StyleGAN2
-
     buffers = {name: t for name, t in StyleGAN2(**config).state_dict().items() if name.endswith(".kernel")}
     return config, {**held, **buffers}
 

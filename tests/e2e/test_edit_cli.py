@@ -9,9 +9,9 @@ import av
 import pytest
 from PIL import Image
 
-from sfumato_client.stack import Stack, local_stack
+from sfumato_client.stack import Stack
 from tests.e2e.test_cli import sfumato
-from tests.editor_process import noisy_image
+from tests.editor_process import editing_stack, noisy_image
 
 SMALL = ["--iterations", 12, "--set", "channels=8", "--set", "num_scales=2", "--seed", 3]
 
@@ -19,8 +19,7 @@ SMALL = ["--iterations", 12, "--set", "channels=8", "--set", "num_scales=2", "--
 @pytest.fixture(scope="module")
 def edit_stack(tiny_family: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("edit-cli")
-    settings = {"SFUMATO_EDITOR_STATE_DIR": str(folder / "state"), "SFUMATO_EDITOR_NUM_THREADS": "1"}
-    with local_stack(tiny_family, log_dir=folder, editor=True, settings=settings) as running:
+    with editing_stack(tiny_family, folder) as running:
         yield running
 
 

@@ -2,20 +2,13 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.e2e.test_cli import sfumato
 from tests.tiny_models import tiny_stylegan2
-
-
-def sfumato(*arguments: object) -> "subprocess.CompletedProcess[str]":
-    """The command, its output as text."""
-    command = [str(Path(sys.executable).with_name("sfumato")), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
 
 
 def test_a_family_is_checked_imported_into_and_checked_again(tiny_family: Path, tmp_path: Path) -> None:

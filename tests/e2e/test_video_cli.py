@@ -8,9 +8,10 @@ import av
 import pytest
 from PIL import Image
 
-from sfumato_client.stack import Stack, local_stack
+from sfumato_client.stack import Stack
 from tests.clips import moving_disc, video_file
 from tests.e2e.test_cli import sfumato
+from tests.editor_process import editing_stack
 
 FEW = [
     "--iterations", 10, "--set", "width=16", "--set", "batch_size=64",
@@ -21,8 +22,7 @@ FEW = [
 @pytest.fixture(scope="module")
 def edit_stack(tiny_family: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("video-cli")
-    settings = {"SFUMATO_EDITOR_STATE_DIR": str(folder / "state"), "SFUMATO_EDITOR_NUM_THREADS": "1"}
-    with local_stack(tiny_family, log_dir=folder, editor=True, settings=settings) as running:
+    with editing_stack(tiny_family, folder) as running:
         yield running
 
 

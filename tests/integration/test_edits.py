@@ -13,8 +13,15 @@ from PIL import Image
 
 from sfumato_client import AsyncClient, Client, SfumatoError
 from sfumato_client.edit_requests import METHODS, artifacts_of, metadata_of
-from sfumato_client.stack import Stack, is_serving, local_stack
-from tests.editor_process import SMALL, kill_and_restart, noisy_image, running_editor, wait_until_serving
+from sfumato_client.stack import Stack, is_serving
+from tests.editor_process import (
+    SMALL,
+    editing_stack,
+    kill_and_restart,
+    noisy_image,
+    running_editor,
+    wait_until_serving,
+)
 from tests.postgres import running_postgres
 from tests.s3 import running_s3
 
@@ -25,12 +32,7 @@ METHOD = "deep-image-prior"
 def edit_stack(tiny_family: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """All services with the tiny family, and an editor that takes checkpoints all the time."""
     folder = tmp_path_factory.mktemp("edits")
-    settings = {
-        "SFUMATO_EDITOR_STATE_DIR": str(folder / "state"),
-        "SFUMATO_EDITOR_CHECKPOINT_SECONDS": "0.2",
-        "SFUMATO_EDITOR_NUM_THREADS": "1",
-    }
-    with local_stack(tiny_family, log_dir=folder, editor=True, settings=settings) as running:
+    with editing_stack(tiny_family, folder, checkpoint_seconds=0.2) as running:
         yield running
 
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from sfumato_client import Client, SfumatoError
 from sfumato_client.edit_requests import artifacts_of
-from sfumato_client.stack import Stack, local_stack
+from sfumato_client.stack import Stack
 from tests.clips import audio_file, moving_disc, video_file
-from tests.editor_process import kill_and_restart
+from tests.editor_process import editing_stack, kill_and_restart
 
 FRAMES, MASKS = moving_disc(5)
 SMALL: dict[str, Any] = {
@@ -27,12 +27,7 @@ SMALL: dict[str, Any] = {
 def video_stack(tiny_family: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """All services with the tiny family, and an editor that takes checkpoints all the time."""
     folder = tmp_path_factory.mktemp("videos")
-    settings = {
-        "SFUMATO_EDITOR_STATE_DIR": str(folder / "state"),
-        "SFUMATO_EDITOR_CHECKPOINT_SECONDS": "0.2",
-        "SFUMATO_EDITOR_NUM_THREADS": "1",
-    }
-    with local_stack(tiny_family, log_dir=folder, editor=True, settings=settings) as running:
+    with editing_stack(tiny_family, folder, checkpoint_seconds=0.2) as running:
         yield running
 
 
