@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import torch
 
 from sfumato.denoiser.attention import AttentionUNet, LayerMaps
-from sfumato.denoiser.batching import StepQueue
 from sfumato.denoiser.conditioning import Conditioning
 from sfumato.denoiser.engine_torch import Unet
 from sfumato.denoiser.probes import Control
+from sfumato.denoiser.step_queue import StepQueue
 
 
 async def step_with_attention(

@@ -59,13 +59,6 @@ class Conditioning:
         return given
 
 
-def concatenated(parts: Sequence[Conditioning]) -> Conditioning:
-    """The rows of several, which have the same tensors."""
-    if len(parts) == 1:
-        return parts[0]
-    return Conditioning(**{name: torch.cat([p.tensors[name] for p in parts]) for name in parts[0].tensors})
-
-
 def needed(config: Any) -> dict[str, tuple[int, ...]]:
     """What a UNet of this configuration takes beside prompt_embeds: name to the shape of a row.
 

@@ -10,25 +10,19 @@ import torch
 
 from sfumato.common.engines import GraphSession, choose_session
 from sfumato.common.onnx_graph import Graph
-from sfumato.denoiser.conditioning import Conditioning, needed
-from sfumato.denoiser.engine_torch import TorchUNet, Unet
+from sfumato.denoiser.conditioning import needed
+from sfumato.denoiser.engine_torch import TorchUNet, Unet, unet_forward
 
-MAX_ROWS_TOGETHER = 8  # of a small UNet on one thread, 0.6 of their time one by one; 32 rows: 0.5
+MAX_ROWS = 8  # of a small UNet on one thread, 0.6 of their time one by one; 32 rows: 0.5
 
 
 class OnnxUNet(Unet):
     """As TorchUNet; may be called from several threads at once."""
 
-    def __init__(self, config: Any, session: GraphSession, max_rows_together: int = 1) -> None:
-        """config: the model's; session: of `unet_graph`; max_rows_together: as Unet has it."""
-        self.config, self.max_rows_together = config, max_rows_together
-        self._session = session
-
-    def noise_preds(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning
-    ) -> torch.Tensor:
-        """As Unet has it."""
-        return self._session.run(latents, timesteps, *conditioning.tensors.values())
+    def __init__(self, config: Any, session: GraphSession, max_rows: int = 1) -> None:
+        """config: the model's; session: of `unet_graph`; max_rows: as Forward has it."""
+        self.config = config
+        self.forward = unet_forward(config, lambda *given: (session.run(*given),), max_rows)
 
 
 def open_unet(unet: TorchUNet, engine: str, cache: Path, triton_url: str = "") -> Unet:
@@ -38,7 +32,7 @@ def open_unet(unet: TorchUNet, engine: str, cache: Path, triton_url: str = "") -
         unet_graph(unet), engine, cache, unet.device, num_threads=1, triton_url=triton_url
     )
     # A Triton server puts rows together by itself.
-    together = 1 if engine == "triton" else MAX_ROWS_TOGETHER
+    together = 1 if engine == "triton" else MAX_ROWS
     return OnnxUNet(unet.config, session, together) if session else unet
 
 

@@ -1,6 +1,7 @@
 """The UNet in torch (eager)."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -8,18 +9,27 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from sfumato.common.adapters import adapted, read_change
+from sfumato.common.batching import Forward, Tensors
 from sfumato.common.family import part_of
 from sfumato.common.family_parts import check_part
 from sfumato.common.gradients import Linearised, linearise
 from sfumato.common.traced import Traced
 from sfumato.denoiser.conditioning import Conditioning, needed
 
+MAX_AREA = 64 * 64  # latent pixels of a forward; larger rows gain nothing from company, and take memory
+
 
 class Unet(Protocol):
-    """A UNet for forward passes, whichever engine runs it: an engine has noise_preds."""
+    """A UNet for forward passes, whichever engine runs it.
+
+    Attributes:
+        config: the model's.
+        forward: takes latents [rows, in_channels, height, width], timesteps [rows] and the conditioning's
+            tensors [rows, ...]; gives noise_pred [rows, out_channels, height, width]. float32, on the CPU.
+    """
 
     config: Any
-    max_rows_together: int  # of different trajectories in one forward, where that pays; 1: it does not
+    forward: Forward
 
     def noise_pred(self, latents: torch.Tensor, timestep: float, conditioning: Conditioning) -> torch.Tensor:
         """The UNet's prediction for one latent under each row of conditioning.
@@ -32,24 +42,20 @@ class Unet(Protocol):
         Returns:
             float32 [rows, out_channels, height, width], on the CPU.
         """
-        rows = len(conditioning)
-        timesteps = torch.full((rows,), timestep, dtype=torch.float32)
-        return self.noise_preds(latents.expand(rows, -1, -1, -1), timesteps, conditioning)
+        (result,) = self.forward.run(*inputs(latents, timestep, conditioning))
+        return result
 
-    def noise_preds(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning
-    ) -> torch.Tensor:
-        """Predictions for rows of their own latents and timesteps.
 
-        Args:
-            latents: float32 [rows, in_channels, height, width].
-            timesteps: float32 [rows], of the noise schedule.
-            conditioning: one row for each.
+def inputs(latents: torch.Tensor, timestep: float, conditioning: Conditioning) -> Tensors:
+    """What Unet.forward takes for one latent [1, C, h, w] under each row of conditioning."""
+    rows = len(conditioning)
+    timesteps = torch.full((rows,), timestep, dtype=torch.float32)
+    return latents.expand(rows, -1, -1, -1), timesteps, *conditioning.tensors.values()
 
-        Returns:
-            float32 [rows, out_channels, height, width], on the CPU.
-        """
-        raise NotImplementedError
+
+def unet_forward(config: Any, run: Callable[..., Tensors], max_rows: int) -> Forward:
+    """Unet.forward, of a UNet of this configuration; run and max_rows as Forward has them."""
+    return Forward("unet", run, max_rows, MAX_AREA * int(config.in_channels))
 
 
 class TorchUNet(Unet):
@@ -57,8 +63,6 @@ class TorchUNet(Unet):
 
     Latents, noise predictions and gradients are float32 outside of it, whatever its own precision.
     """
-
-    max_rows_together = 1  # torch picks its kernels' blocking by the number of rows
 
     def __init__(self, family: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.weights = part_of(family, "unet")
@@ -69,11 +73,16 @@ class TorchUNet(Unet):
         model = model.to(device=device, dtype=dtype)
         if device.type == "cuda":  # where tensor cores want the channels last
             model = model.to(memory_format=torch.channels_last)
-        self.model = model.eval().requires_grad_(False)
         self.device, self.dtype = device, dtype
-        self.config = self.model.config
+        self.config = model.config
         self.takes = ("prompt_embeds", *needed(self.config))
+        self._use(model.eval().requires_grad_(False))
+
+    def _use(self, model: Any) -> None:
+        self.model = model
         self._traced = Traced(self.predict)
+        # Not with others' rows: torch picks its kernels' blocking by the number of rows.
+        self.forward = unet_forward(self.config, self.noise_preds, max_rows=1)
 
     def with_adapter(self, file: Path) -> "TorchUNet":
         """The UNet with a LoRA adapter in it; shares the weights that do not change.
@@ -82,20 +91,16 @@ class TorchUNet(Unet):
             WeightsError: it is not an adapter of this UNet.
         """
         changed = copy.copy(self)
-        changed.model = adapted(self.model, read_change(file, "unet", self.config), str(file))
-        changed._traced = Traced(changed.predict)
+        changed._use(adapted(self.model, read_change(file, "unet", self.config), str(file)))
         return changed
 
     @torch.inference_mode()
-    def noise_preds(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning
-    ) -> torch.Tensor:
-        """As Unet has it."""
-        sample = latents.to(self.device, self.dtype)
-        given = conditioning.to(self.device, self.dtype).arguments
+    def noise_preds(self, latents: torch.Tensor, timesteps: torch.Tensor, *given: torch.Tensor) -> Tensors:
+        """As Unet.forward has it."""
+        sample, *others = (tensor.to(self.device, self.dtype) for tensor in (latents, *given))
         # A fractional timestep stays float32; whole ones give the same embedding either way.
-        result: torch.Tensor = self.model(sample, timesteps.to(self.device), **given, return_dict=False)[0]
-        return result.to("cpu", latents.dtype)
+        result = self.predict(sample, timesteps.to(self.device), *others)
+        return (result.to("cpu", latents.dtype),)
 
     def linearise(self, latents: torch.Tensor, timestep: float, conditioning: Conditioning) -> Linearised:
         """The prediction for one row of conditioning, kept for its vector-Jacobian product.

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from sfumato.common.inference_tensors import Model, Tensor
-from sfumato.denoiser.batching import StepQueue
 from sfumato.denoiser.conditioning import Conditioning, needed
 from sfumato.denoiser.config import MAX_TOKENS, DenoiserSettings
 from sfumato.denoiser.engine_torch import Unet
+from sfumato.denoiser.step_queue import StepQueue
 
 
 def open_models(unet: Unet, queue: StepQueue, settings: DenoiserSettings) -> list[Model]:

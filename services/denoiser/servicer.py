@@ -23,7 +23,6 @@ from sfumato.common.weights import engine_version, weights_digest
 from sfumato.denoiser.attention import AttentionUNet
 from sfumato.denoiser.attention_messages import attention_messages, control_of, places_of
 from sfumato.denoiser.attention_steps import edit_step, step_with_attention
-from sfumato.denoiser.batching import StepQueue, forwards_at_a_time
 from sfumato.denoiser.conditioning import Conditioning, needed
 from sfumato.denoiser.conditioning_messages import conditioning_of, selected
 from sfumato.denoiser.config import DenoiserSettings
@@ -33,6 +32,7 @@ from sfumato.denoiser.gradient_messages import KeptStep
 from sfumato.denoiser.gradients import GradientQueue
 from sfumato.denoiser.open_models import open_models
 from sfumato.denoiser.probes import Control
+from sfumato.denoiser.step_queue import StepQueue, forwards_at_a_time
 from sfumato.denoiser.unets import Adapters, Unets
 
 

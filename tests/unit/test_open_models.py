@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from sfumato.denoiser.batching import StepQueue
 from sfumato.denoiser.conditioning import Conditioning
 from sfumato.denoiser.config import DenoiserSettings
 from sfumato.denoiser.engine_onnx import unet_graph
 from sfumato.denoiser.engine_torch import TorchUNet
 from sfumato.denoiser.open_models import open_models as denoiser_models
+from sfumato.denoiser.step_queue import StepQueue
 from sfumato.encoder.config import EncoderSettings
 from sfumato.encoder.engine_torch import TextEncoder
 from sfumato.encoder.open_models import open_models as encoder_models

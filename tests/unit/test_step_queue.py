@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from sfumato.denoiser.batching import MAX_AREA, StepQueue
+from sfumato.common.batching import Tensors
 from sfumato.denoiser.conditioning import Conditioning
-from sfumato.denoiser.engine_onnx import MAX_ROWS_TOGETHER, OnnxUNet, open_unet
-from sfumato.denoiser.engine_torch import TorchUNet
+from sfumato.denoiser.engine_onnx import MAX_ROWS, OnnxUNet, open_unet
+from sfumato.denoiser.engine_torch import MAX_AREA, TorchUNet, unet_forward
+from sfumato.denoiser.step_queue import StepQueue
 
 CPU = torch.device("cpu")
 
@@ -20,21 +21,18 @@ CPU = torch.device("cpu")
 class Unet:
     """Counts rows of each forward; the first waits until it may go on. `depends`: on a row's company."""
 
-    config: Any = SimpleNamespace()
-
-    def __init__(self, max_rows_together: int = 4, depends: bool = False) -> None:
-        self.max_rows_together, self.depends = max_rows_together, depends
+    def __init__(self, max_rows: int = 4, depends: bool = False) -> None:
+        self.depends = depends
+        self.forward = unet_forward(SimpleNamespace(in_channels=4), self.noise_preds, max_rows)
         self.forwards: list[int] = []
         self.go_on = threading.Event()
 
-    def noise_preds(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning
-    ) -> torch.Tensor:
+    def noise_preds(self, latents: torch.Tensor, timesteps: torch.Tensor, embeds: torch.Tensor) -> Tensors:
         self.forwards.append(len(latents))
         assert self.go_on.wait(20)
         if bool((latents[:, 0, 0, 0] < 0).any()):
             raise ValueError("negative")
-        return latents + timesteps[:, None, None, None] + (len(latents) if self.depends else 0)
+        return (latents + timesteps[:, None, None, None] + (len(latents) if self.depends else 0),)
 
 
 def step(queue: StepQueue, unet: Any, value: float, side: int = 8) -> "asyncio.Task[torch.Tensor]":
@@ -88,7 +86,7 @@ async def test_only_rows_of_one_size_go_together_and_large_ones_alone() -> None:
 
 
 async def test_a_failure_and_a_cancelled_step_leave_the_queue_at_work() -> None:
-    queue, unet = StepQueue(2), Unet(max_rows_together=1)
+    queue, unet = StepQueue(2), Unet(max_rows=1)
     unet.go_on.set()
     with pytest.raises(ValueError, match="negative"):
         await step(queue, unet, -1.0)
@@ -111,7 +109,7 @@ async def test_a_real_unets_rows_have_the_same_bits_in_any_company(tiny_family: 
     torch_unet = TorchUNet(tiny_family, CPU)
     unet = open_unet(torch_unet, "onnxruntime", tmp_path)
     assert isinstance(unet, OnnxUNet)
-    assert unet.max_rows_together == MAX_ROWS_TOGETHER
+    assert unet.forward.max_rows == MAX_ROWS
     queue, generator = StepQueue(2), torch.Generator().manual_seed(0)
     steps = []
     for index in range(24):
