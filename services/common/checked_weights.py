@@ -161,12 +161,14 @@ def read_header(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise WeightsError(f"{file} is missing")
     with file.open("rb") as opened:
-        start = opened.read(8)
-        if start.startswith((b"PK", b"\x80")):
+        # The header's length, whose bytes may be a pickle's first, and the brace that the header begins with.
+        start, brace = opened.read(8), opened.read(1)
+        if brace != b"{" and start.startswith((b"PK", b"\x80")):
             raise WeightsError(f"{file} is a pickle by another name: it is not read")
         length = int.from_bytes(start, "little")
         if length > min(100 * 2**20, file.stat().st_size):
             raise WeightsError(f"{file} is no safetensors file, or is cut short: {file.stat().st_size} bytes")
+        opened.seek(len(start))
         text = opened.read(length)
     try:
         # Reads the header alone; and checks it, and the file's length, as loading does.
