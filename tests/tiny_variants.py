@@ -5,7 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import EulerDiscreteScheduler, LCMScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    UNet2DConditionModel,
+)
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from tests.tiny_family import CONTEXT, WIDTH, save_tiny_family, save_tokenizer
@@ -77,6 +83,16 @@ def save_lcm(path: Path) -> Path:
     return path
 
 
+def save_pixels(path: Path) -> Path:
+    """Pixel space as far as it is served: latents as large as the image, three channels, GLIDE's schedule."""
+    save_tiny_family(path, latent_channels=3)
+    _save_unet(path, sample_size=64, in_channels=3, out_channels=3, cross_attention_dim=WIDTH)
+    vae: Any = AutoencoderKL(block_out_channels=(8,), latent_channels=3, norm_num_groups=4, sample_size=64)
+    vae.save_pretrained(path / "vae")
+    DDPMScheduler(beta_schedule="squaredcos_cap_v2").save_pretrained(path / "scheduler")
+    return path
+
+
 def _text_config(num_tokens: int, width: int, projected: int) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=num_tokens, hidden_size=width, intermediate_size=64, num_hidden_layers=3,
@@ -91,10 +107,12 @@ def _save_unet(path: Path, **changes: Any) -> None:
         "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
         "attention_head_dim": 4,
+        "sample_size": 8,
+        "in_channels": 4,
+        "out_channels": 4,
         **changes,
     }
     unet: Any = UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(32, 64),
-        norm_num_groups=8, **options,
-    )  # fmt: skip
+        layers_per_block=1, block_out_channels=(32, 64), norm_num_groups=8, **options
+    )
     unet.save_pretrained(path / "unet")

@@ -14,6 +14,7 @@ import sfumato.common  # noqa: F401  (before diffusers, for torchvision)
 from sfumato.common.errors import SfumatoError
 from sfumato.common.family import family_name, read_json
 from sfumato.common.family_parts import check_part, parts_of, pipeline_config
+from sfumato.common.noised_clip import CONFIG, check_latents, is_glide
 
 NEEDED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 EDITING = {
@@ -65,6 +66,8 @@ def check_family(family: Path) -> Report:
         report.scheduler = str(scheduler.get("_class_name", ""))
         report.prediction_type = str(scheduler.get("prediction_type", "epsilon"))
         report.errors += _unserved(family)
+        if (family / "clip_noised").is_dir():
+            check_latents(family)
     except SfumatoError as error:
         report.errors.append(error.message)
     _say_what_is_served(report, family)
@@ -95,11 +98,12 @@ def _say_what_is_served(report: Report, family: Path) -> None:
     sound = {part.name.split("/")[0] for part in report.parts if not part.error}
     sound |= {name for name in ("tokenizer", "tokenizer_2", "scheduler") if (family / name).is_dir()}
     needed = (*NEEDED, *(("text_encoder_2", "tokenizer_2") if "XL" in report.pipeline else ()))
+    noised = ["clip_noised", *([] if _brings_texts(family) else ["clip"])]
     diffusion = "text-to-image, image-to-image, inpainting, attention maps, prompt-to-prompt"
     wanted: dict[str, tuple[str, ...]] = {
         diffusion: needed,
         "CLIP guidance": (*needed, "clip"),
-        "noised-CLIP guidance": (*needed, "clip", "clip_noised"),
+        "noised-CLIP guidance": (*needed, *noised),
         **EDITING,
     }
     for request, parts in wanted.items():
@@ -108,6 +112,12 @@ def _say_what_is_served(report: Report, family: Path) -> None:
             report.serves.append(request)
         else:
             report.missing[request] = lacking
+
+
+def _brings_texts(family: Path) -> bool:
+    """Whether the noise-aware CLIP compares with texts of its own."""
+    file = family / "clip_noised" / CONFIG
+    return file.is_file() and is_glide(json.loads(file.read_text()))
 
 
 def main(arguments: list[str]) -> int:

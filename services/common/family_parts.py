@@ -15,7 +15,7 @@ from sfumato.common.checked_weights import Weights, WeightsError, check_weights
 from sfumato.common.errors import NotFound
 from sfumato.common.family import part_of, read_json
 from sfumato.common.identity import identity_of
-from sfumato.common.noised_clip import NoisedImageEncoder
+from sfumato.common.noised_clip import noised_clip_of
 from sfumato.common.stylegan2 import StyleGAN2
 
 # Of family and part: makes the model.
@@ -111,7 +111,7 @@ _BUILDERS: dict[str, Builder] = {
     "text_encoder": _text_encoder("CLIPTextModel"),
     "text_encoder_2": _text_encoder("CLIPTextModelWithProjection"),
     "clip": _open_clip,
-    "clip_noised": _own(NoisedImageEncoder),
+    "clip_noised": _own(lambda **config: noised_clip_of(config)),
     "identity": _own(lambda **config: identity_of(config)),
     "stylegan2": _own(StyleGAN2),
 }

@@ -4,7 +4,8 @@ GLIDE (Nichol et al. 2021, section 4.2): CLIP's objective, but the image encoder
 that the gradient of f(x_t, t) . g(c) guides sampling at every noise level. Here x_t are latents, and g is the
 frozen text tower of clip/.
 
-A family keeps it in clip_noised/: config.json (the arguments of NoisedImageEncoder) and model.safetensors.
+A family keeps it in clip_noised/: config.json (the arguments of NoisedImageEncoder) and model.safetensors. Or
+it keeps GLIDE's own there, of pixels (glide_clip.py).
 
 In: z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) e, float [n, C, h, w], z_0 scaled latents; t, float [n], in
 steps of the training schedule. Out: unit vectors [n, embed_dim].
@@ -20,13 +21,18 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
+from sfumato.common.checked_weights import WeightsError
 from sfumato.common.errors import NotFound
+from sfumato.common.family import read_json
+from sfumato.common.glide_clip import CLASS_NAME, GlideClip
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 class NoisedImageEncoder(nn.Module):
     """A vision transformer whose tokens are the latent's pixels, with the timestep added to each."""
+
+    side = 0  # latents of any size
 
     def __init__(
         self,
@@ -50,7 +56,7 @@ class NoisedImageEncoder(nn.Module):
             "in_channels": in_channels, "sample_size": sample_size, "width": width, "layers": layers,
             "heads": heads, "embed_dim": embed_dim,
         }  # fmt: skip
-        self.width = width
+        self.width, self.in_channels = width, in_channels
         self.embed = nn.Conv2d(in_channels, width, 1)
         self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
         self.positions = nn.Parameter(torch.randn(1, width, sample_size, sample_size) * width**-0.5)
@@ -89,7 +95,33 @@ def save_noised_clip(folder: Path, model: NoisedImageEncoder) -> None:
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
 
 
-def load_noised_clip(folder: Path) -> NoisedImageEncoder:
+def noised_clip_of(config: dict[str, Any]) -> NoisedImageEncoder | GlideClip:
+    """The model of a config.json: GLIDE's by its name, else NoisedImageEncoder by its arguments."""
+    if not is_glide(config):
+        return NoisedImageEncoder(**config)
+    return GlideClip(**{name: value for name, value in config.items() if name != "_class_name"})
+
+
+def is_glide(config: dict[str, Any]) -> bool:
+    """Whether it is GLIDE's, which brings its own texts; ours compares with those of clip/."""
+    return config.get("_class_name") == CLASS_NAME
+
+
+def check_latents(family: Path) -> None:
+    """
+    Raises:
+        WeightsError: the family's UNet makes latents that its clip_noised/ does not take.
+    """
+    unet, config = read_json(family, "unet", "config.json"), read_json(family, "clip_noised", CONFIG)
+    with torch.device("meta"):
+        noised = noised_clip_of(config)
+    if unet["in_channels"] != noised.in_channels:
+        size = f"x{noised.side}x{noised.side}" if noised.side else " channels"
+        what = f"{family / 'clip_noised'}: takes {noised.in_channels}{size}"
+        raise WeightsError(f"{what}, the UNet's latents have {unet['in_channels']} channels")
+
+
+def load_noised_clip(folder: Path) -> NoisedImageEncoder | GlideClip:
     """Reads clip_noised/ to float32, in eval mode.
 
     Raises:
@@ -99,6 +131,6 @@ def load_noised_clip(folder: Path) -> NoisedImageEncoder:
         if not (folder / name).is_file():
             raise NotFound(f"{folder} holds no noise-aware CLIP: it has no {name}")
     config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
-    model = NoisedImageEncoder(**config)
+    model = noised_clip_of(config)
     model.load_state_dict({name: value.float() for name, value in load_file(folder / WEIGHTS).items()})
     return model.eval()

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from sfumato.common.noised_clip import NoisedImageEncoder
 from sfumato.encoder.cutouts import make_cutouts
 from sfumato.encoder.engine_torch import JointEncoder
+from sfumato.encoder.noised import NoisedClip
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def guide_image(
 
 
 def guide_latents(
-    encoder: NoisedImageEncoder,
+    noised: NoisedClip,
     latents: torch.Tensor,
     timestep: float,
     targets: Targets,
@@ -95,9 +95,8 @@ def guide_latents(
 ) -> Guided:
     """J(z_t) and dJ/dz_t for z_t [1, C, h, w], variance preserving."""
     with torch.enable_grad():
-        z = latents.detach().to(encoder.positions.device, encoder.positions.dtype).clone().requires_grad_()
-        timesteps = torch.tensor([timestep], device=z.device)
-        likeness = similarity(encoder(z, timesteps), _like(targets, z))
+        z = latents.detach().to(noised.device, noised.dtype).clone().requires_grad_()
+        likeness = similarity(noised.features(z, timestep), _like(targets, z))
         gradient = torch.autograd.grad(similarity_scale * likeness, z)[0].cpu()
     return Guided(likeness.item(), 0.0, 0.0, gradient)
 

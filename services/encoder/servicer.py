@@ -17,7 +17,6 @@ from sfumato.common.errors import InvalidArgument, NotFound, ResourceExhausted
 from sfumato.common.family import family_name
 from sfumato.common.images import open_image
 from sfumato.common.inference_tensors import Model
-from sfumato.common.noised_clip import NoisedImageEncoder, load_noised_clip
 from sfumato.common.tensors import check_finite, from_message, to_message
 from sfumato.common.weights import weights_digest
 from sfumato.common.work import run
@@ -26,6 +25,7 @@ from sfumato.encoder.config import EncoderSettings
 from sfumato.encoder.engine_onnx import use_engine
 from sfumato.encoder.engine_torch import JointEncoder, TextEncoder
 from sfumato.encoder.guide import guide_image, guide_latents
+from sfumato.encoder.noised import NoisedClip, Space
 from sfumato.encoder.open_models import open_models
 
 # Folders of the family, those of SDXL too.
@@ -44,7 +44,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         self.joint: JointEncoder | None = None
         self.adapters = adapters_of(settings.family)
         self._adapted_encoders: dict[str, TextEncoder] = {}
-        self.noised: NoisedImageEncoder | None = None
+        self.noised: NoisedClip | None = None
         # One model thread: the engine spreads each forward over the cores itself.
         self.executor = ThreadPoolExecutor(1, "clip")
 
@@ -62,9 +62,8 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         use_engine(self.text_encoder, settings.engine, settings.onnx_cache, threads, settings.triton_url)
         if source := clip_source(settings.family, settings.clip):
             self.joint = JointEncoder(source, device)
-        if (self.settings.family / "clip_noised").is_dir():
-            noised = load_noised_clip(self.settings.family / "clip_noised")
-            self.noised = noised.to(device).requires_grad_(False)
+        if (settings.family / "clip_noised").is_dir():
+            self.noised = NoisedClip(settings.family, device, self.joint)
         self.weights_digest = weights_digest(settings.family, *WEIGHTS)
         self.text_encoder.encode(["warm"])
 
@@ -82,7 +81,8 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
             max_tokens=self.text_encoder.max_tokens,
             hidden_size=self.text_encoder.hidden_size,
             embedding_size=self.joint.embedding_size if self.joint else 0,
-            noised_clip=self.joint is not None and self.noised is not None,
+            noised_clip=self.noised is not None and self.noised.space is not None,
+            noised_clip_side=self.noised.model.side if self.noised else 0,
             weights_digest=self.weights_digest,
             pooled_size=self.text_encoder.pooled_size,
             adapters=list(self.adapters),
@@ -112,19 +112,20 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         self, request: encoder_pb2.EmbedTextRequest, context: Context
     ) -> encoder_pb2.EmbedTextResponse:
         texts = self._checked_texts(request.texts)
-        features = await run(self.executor, "embed_text", self._joint().embed_texts, texts)
+        space = self._space(request.noised_clip)
+        features = await run(self.executor, "embed_text", space.embed_texts, texts)
         return encoder_pb2.EmbedTextResponse(embeddings=to_message(features))
 
     async def EmbedImage(
         self, request: encoder_pb2.EmbedImageRequest, context: Context
     ) -> encoder_pb2.EmbedImageResponse:
         self._check_count("images", len(request.images))
-        joint = self._joint()
+        space = self._space(request.noised_clip)
         limit = self.settings.max_image_pixels
 
         def embed(files: Sequence[bytes]) -> "encoder_pb2.EmbedImageResponse":
             images = [open_image(data, f"images[{i}]", limit) for i, data in enumerate(files)]
-            return encoder_pb2.EmbedImageResponse(embeddings=to_message(joint.embed_images(images)))
+            return encoder_pb2.EmbedImageResponse(embeddings=to_message(space.embed_images(images)))
 
         return await run(self.executor, "embed_image", embed, request.images)
 
@@ -141,18 +142,15 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
     async def GuideLatents(
         self, request: encoder_pb2.GuideLatentsRequest, context: Context
     ) -> encoder_pb2.GuideLatentsResponse:
-        name, joint = family_name(self.settings.family), self._joint()
-        if self.noised is None:
-            raise NotFound(f"{name} has no clip_noised/ folder, so no noise-aware CLIP")
-        channels = int(self.noised.config["in_channels"])
-        limit = channels * self.settings.max_latent_area
-        latents = from_message(request.latents, "latents", (1, channels, None, None), limit)
+        noised, space = self._noised(), self._space(noised=True)
+        limit = noised.model.in_channels * self.settings.max_latent_area
+        latents = from_message(request.latents, "latents", noised.latents_shape, limit)
         check_finite(latents, "latents")
         timestep = guide_messages.finite(request.timestep, "timestep")
         scale = guide_messages.finite(request.similarity_scale, "similarity_scale")
-        targets = guide_messages.targets_of(request.targets, joint.embedding_size, self.settings.max_texts)
+        targets = guide_messages.targets_of(request.targets, space.embedding_size, self.settings.max_texts)
         guided = await run(
-            self.executor, "guide_latents", guide_latents, self.noised, latents, timestep, targets, scale
+            self.executor, "guide_latents", guide_latents, noised, latents, timestep, targets, scale
         )
         return guide_messages.latents_response(guided)
 
@@ -176,6 +174,16 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         if self.joint is None:
             raise NotFound(f"{family_name(self.settings.family)} has no clip/ folder, so no joint space")
         return self.joint
+
+    def _noised(self) -> NoisedClip:
+        if self.noised is None:
+            name = family_name(self.settings.family)
+            raise NotFound(f"{name} has no clip_noised/ folder, so no noise-aware CLIP")
+        return self.noised
+
+    def _space(self, noised: bool) -> Space:
+        """The joint space, or the one that the noise-aware CLIP compares in."""
+        return (noised and self._noised().space) or self._joint()
 
     def _check_count(self, field: str, count: int) -> None:
         if count < 1:

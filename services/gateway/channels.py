@@ -126,6 +126,7 @@ class ModelServices:
             num_cross_attention_layers=denoiser.num_cross_attention_layers,
             embedding_size=encoder.embedding_size,
             noised_clip=encoder.noised_clip,
+            noised_clip_side=encoder.noised_clip_side,
             num_time_ids=denoiser.num_time_ids,
             guidance_embedded=denoiser.guidance_embedded,
             adapters=tuple(sorted({*denoiser.adapters} & {*encoder.adapters})),

@@ -53,11 +53,11 @@ class DifferentiableDenoiser(Protocol):
 class ClipServices(Protocol):
     """What CLIP guidance asks of the encoder and the decoder."""
 
-    async def embed_texts(self, texts: list[str]) -> torch.Tensor:
-        """Unit vectors [texts, embedding_size]."""
+    async def embed_texts(self, texts: list[str], noised: bool = False) -> torch.Tensor:
+        """Unit vectors [texts, embedding_size]; noised: to compare with in guide_latents."""
 
-    async def embed_images(self, images: list[bytes]) -> torch.Tensor:
-        """Unit vectors [images, embedding_size]."""
+    async def embed_images(self, images: list[bytes], noised: bool = False) -> torch.Tensor:
+        """Unit vectors [images, embedding_size]; noised: as of texts."""
 
     async def guide_image(
         self, image: torch.Tensor, targets: Targets, options: ClipOptions, seed: int
@@ -73,11 +73,11 @@ class ClipServices(Protocol):
         """A stream for one trajectory's decodes."""
 
 
-async def embed_targets(options: ClipOptions, services: ClipServices) -> Targets:
-    """Embeds texts and image prompts, once for a request."""
-    parts = [await services.embed_texts(list(options.prompts))]
+async def embed_targets(options: ClipOptions, services: ClipServices, noised: bool = False) -> Targets:
+    """Embeds texts and image prompts, once for a request; noised: for the noise-aware CLIP."""
+    parts = [await services.embed_texts(list(options.prompts), noised)]
     if options.image_prompts:
-        parts.append(await services.embed_images(list(options.image_prompts)))
+        parts.append(await services.embed_images(list(options.image_prompts), noised))
     return Targets(torch.cat(parts), options.prompt_weights + options.image_prompt_weights)
 
 

@@ -132,7 +132,8 @@ class Generation:
             texts = p.conditioning_texts
             encoded = await self.services.encode_text(texts, p.adapter)
             clip = p.guidance.clip
-            targets = await embed_targets(clip, self.services.gradients) if clip else None
+            gradients = self.services.gradients
+            targets = await embed_targets(clip, gradients, p.guidance.noised) if clip else None
         source = await self._source() if p.image else None
         yield Started(len(timesteps), cut_warnings(texts, encoded, self.family))
         # Bounded, so that a slow reader slows its own request and nothing piles up.

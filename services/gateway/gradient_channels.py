@@ -100,16 +100,16 @@ class GradientServices:
         """A stream for one trajectory's decodes."""
         return DecoderStream(self._decoder, self._settings)
 
-    async def embed_texts(self, texts: list[str]) -> torch.Tensor:
-        """Unit vectors [texts, embedding_size]."""
+    async def embed_texts(self, texts: list[str], noised: bool = False) -> torch.Tensor:
+        """As clip_gradient.ClipServices."""
         with calling("encoder", self._settings.encoder_target):
-            request = encoder_pb2.EmbedTextRequest(texts=texts)
+            request = encoder_pb2.EmbedTextRequest(texts=texts, noised_clip=noised)
             response = await self._encoder.EmbedText(request, **calls.outgoing())
         limit = self._settings.max_message_bytes
         return from_message(response.embeddings, "embeddings", (len(texts), None), limit)
 
-    async def embed_images(self, images: list[bytes]) -> torch.Tensor:
-        """Unit vectors [images, embedding_size].
+    async def embed_images(self, images: list[bytes], noised: bool = False) -> torch.Tensor:
+        """As clip_gradient.ClipServices.
 
         Raises:
             InvalidArgument, ResourceExhausted: an image prompt is no image, or too large.
@@ -117,12 +117,12 @@ class GradientServices:
         for index, data in enumerate(images):
             field = f"guidance.clip.image_prompts[{index}]"
             await asyncio.to_thread(open_image, data, field, self._settings.max_input_pixels)
-        return await self.embed(images)
+        return await self.embed(images, noised)
 
-    async def embed(self, images: list[bytes]) -> torch.Tensor:
+    async def embed(self, images: list[bytes], noised: bool = False) -> torch.Tensor:
         """As embed_images, of images that are known to be some."""
         with calling("encoder", self._settings.encoder_target):
-            request = encoder_pb2.EmbedImageRequest(images=images)
+            request = encoder_pb2.EmbedImageRequest(images=images, noised_clip=noised)
             response = await self._encoder.EmbedImage(request, **calls.outgoing())
         limit = self._settings.max_message_bytes
         return from_message(response.embeddings, "embeddings", (len(images), None), limit)

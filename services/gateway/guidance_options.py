@@ -97,18 +97,17 @@ def resolve_guidance(
 
 def kinds_of(embedding_size: int, noised_clip: bool) -> list[str]:
     """Kinds that a family can be asked for; embedding_size is 0 where it has no clip/."""
-    has_noised = embedding_size > 0 and noised_clip
     return [
         kind
         for kind in KINDS
-        if kind in (NONE, CFG) or (has_noised if kind.endswith(NOISED_CLIP) else embedding_size > 0)
+        if kind in (NONE, CFG) or (noised_clip if kind.endswith(NOISED_CLIP) else embedding_size > 0)
     ]
 
 
 def check_family(guidance: Guidance, embedding_size: int, noised_clip: bool) -> None:
     """Raises FailedPrecondition where the family lacks what the kind needs."""
     for needed, part, exists in (
-        (guidance.clip is not None, "clip/", embedding_size > 0),
+        (guidance.clip is not None and not guidance.noised, "clip/", embedding_size > 0),
         (guidance.noised, "clip_noised/", noised_clip),
     ):
         if needed and not exists:

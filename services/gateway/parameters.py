@@ -29,6 +29,7 @@ class FamilyInfo:
     num_cross_attention_layers: int = 0
     embedding_size: int = 0
     noised_clip: bool = False
+    noised_clip_side: int = 0  # of the latents that it takes; 0: any
     num_time_ids: int = 0
     guidance_embedded: bool = False
     adapters: tuple[str, ...] = ()
@@ -143,6 +144,11 @@ def _check(
         if len(data) > settings.max_image_bytes:
             raise ResourceExhausted(name, f"at most {settings.max_image_bytes} bytes", f"{len(data)} bytes")
     check_family(parameters.guidance, family.embedding_size, family.noised_clip)
+    if parameters.guidance.noised and family.noised_clip_side:
+        side = family.noised_clip_side * family.vae_scale_factor
+        for name, value in (("width", parameters.width), ("height", parameters.height)):
+            if value != side:
+                raise InvalidArgument(name, f"{side}, the size of the noise-aware CLIP", value)
     if not parameters.guidance.classifier_free:
         for name in ("guidance_scale", "negative_prompt", "attention_maps"):
             if name in given:

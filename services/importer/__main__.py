@@ -61,6 +61,19 @@ def identity(file: File, family: Family) -> None:
 
 
 @app.command()
+def noised_clip(
+    image: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="clip_image_enc.pt")],
+    text: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="clip_text_enc.pt")],
+    family: Family,
+) -> None:
+    """GLIDE's noised CLIP to FAMILY/clip_noised, for guidance of a family of 64-pixel RGB "latents".
+
+    Example: sfumato models import noised-clip clip_image_enc.pt clip_text_enc.pt families/mine
+    """
+    print(parts.import_noised_clip(image, text, family))
+
+
+@app.command()
 def fetch(
     repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Of the hub.")],
     folder: Annotated[Path, typer.Argument(metavar="FAMILY", help="Folder to download to.")],

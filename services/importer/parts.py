@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from sfumato.common.arcface import ArcFace
 from sfumato.common.checked_weights import WeightsError
 from sfumato.common.family_parts import check_part
+from sfumato.importer.noised_clip import glide_clip
 from sfumato.importer.pickles import Tensors, read_module, read_tensors
 from sfumato.importer.stylegan2 import from_nvidia, from_rosinality
 from sfumato.importer.vqgan import vqmodel
@@ -51,6 +52,16 @@ def import_identity(file: Path, family: Path) -> Path:
         WeightsError: a key is missing, too many, or of another shape.
     """
     return write_part(family, "identity", dict(ArcFace.config), read_tensors(file), "model.safetensors")
+
+
+def import_noised_clip(image: Path, text: Path, family: Path) -> Path:
+    """GLIDE's noised CLIP (clip_image_enc.pt, clip_text_enc.pt) to clip_noised/.
+
+    Raises:
+        WeightsError: a key is missing, too many, or of another shape.
+    """
+    config, tensors = glide_clip(read_tensors(image), read_tensors(text))
+    return write_part(family, "clip_noised", config, tensors, "model.safetensors")
 
 
 def write_part(family: Path, part: str, config: dict[str, Any], tensors: Tensors, name: str) -> Path:

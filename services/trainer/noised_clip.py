@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler
 from safetensors.torch import load_file
+from torch import nn
 from torch.nn import functional as F
 
 from sfumato.common.noised_clip import NoisedImageEncoder
@@ -74,7 +75,7 @@ def train_noised_clip(
 
 @torch.inference_mode()
 def recall_by_timestep(
-    model: NoisedImageEncoder, latents: torch.Tensor, text_features: torch.Tensor
+    model: nn.Module, latents: torch.Tensor, text_features: torch.Tensor
 ) -> dict[str, dict[str, float]]:
     """Noised latent to text retrieval among all given pairs, at each reported timestep."""
     recalls = {}

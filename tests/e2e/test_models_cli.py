@@ -40,7 +40,7 @@ def test_a_broken_family_fails_with_the_files_and_keys_name(tiny_family: Path, t
 
 
 def test_each_kind_of_import_explains_itself() -> None:
-    for kind in ("checkpoint", "vqgan", "stylegan2", "identity", "fetch"):
+    for kind in ("checkpoint", "vqgan", "stylegan2", "identity", "noised-clip", "fetch"):
         told = sfumato("models", "import", kind, "--help")
         assert told.returncode == 0
         assert f"sfumato models import {kind}" in told.stdout

@@ -9,7 +9,6 @@ from PIL import Image
 
 from sfumato.common.errors import ResourceExhausted
 from sfumato.common.gradients import GraphCount
-from sfumato.common.noised_clip import load_noised_clip
 from sfumato.decoder.engine_torch import TorchAutoencoder
 from sfumato.denoiser.conditioning import Conditioning
 from sfumato.denoiser.engine_torch import TorchUNet
@@ -24,6 +23,7 @@ from sfumato.encoder.guide import (
     range_loss,
     total_variation,
 )
+from sfumato.encoder.noised import NoisedClip
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-6  # relative, of central differences in float64
@@ -115,13 +115,13 @@ def test_the_images_gradient_is_that_of_finite_differences(
 def test_the_noised_latents_gradient_is_that_of_finite_differences(
     tiny_family: Path, joint: JointEncoder
 ) -> None:
-    encoder = load_noised_clip(tiny_family / "clip_noised").double()
+    noised = NoisedClip(tiny_family, CPU, joint, torch.float64)
     latents, targets = random(1, 4, 8, 8), targets_of(joint)
 
     def objective(x: torch.Tensor) -> float:
-        return 3.0 * guide_latents(encoder, x, 400.0, targets, 3.0).similarity
+        return 3.0 * guide_latents(noised, x, 400.0, targets, 3.0).similarity
 
-    gradient = guide_latents(encoder, latents, 400.0, targets, 3.0).gradient
+    gradient = guide_latents(noised, latents, 400.0, targets, 3.0).gradient
     assert directional_error(objective, latents, gradient) < TOLERANCE
 
 

@@ -90,7 +90,7 @@ def _show(report: dict[str, Any]) -> None:
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
 )
 def import_weights(context: typer.Context) -> None:
-    """Turn published checkpoints into a family: checkpoint, vqgan, stylegan2, identity, fetch.
+    """Turn published checkpoints into a family: checkpoint, vqgan, stylegan2, identity, noised-clip, fetch.
 
     Each has its own --help, as in: sfumato models import stylegan2 --help
     """
