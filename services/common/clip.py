@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from sfumato.common.checked_weights import WeightsError
 from sfumato.common.family_parts import check_part
 
 
@@ -24,8 +25,8 @@ def load_clip(source: str) -> tuple[Any, Any, Any]:
     """Model (float32, on the CPU, in eval mode), preprocessing of images, and tokenizer.
 
     Raises:
-        NotFound, WeightsError: a folder that does not hold what it should; checked before it is loaded.
-        ValueError: a tag or hub id that open_clip does not know or cannot fetch.
+        NotFound, WeightsError: a folder that does not hold what it should, checked before it is loaded; a tag
+            or hub id that open_clip does not know or cannot fetch.
     """
     import open_clip
 
@@ -37,5 +38,9 @@ def load_clip(source: str) -> tuple[Any, Any, Any]:
         name, tag = source, None
     else:
         name, _, tag = source.partition("/")
-    model, preprocess = open_clip.create_model_from_pretrained(name, tag, weights_only=True)
+    try:
+        model, preprocess = open_clip.create_model_from_pretrained(name, tag, weights_only=True)
+    except Exception as error:  # of open_clip, the hub, the network: they have no common class
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise WeightsError(f"open_clip cannot load {source}: {reason}"[:300]) from error
     return model.eval(), preprocess, open_clip.get_tokenizer(name)

@@ -69,3 +69,13 @@ class ModelSettings(ServerSettings):
         if (self.engine == "triton") != bool(self.triton_url):
             raise ValueError("engine triton and triton_url (host:port) must be given together")
         return self
+
+
+class ClipSettings(ModelSettings):
+    """Settings of a service that holds a CLIP of the joint space."""
+
+    clip: str = Field(
+        "",
+        description="CLIP of the joint space: a folder in open_clip's layout, hf-hub:OWNER/NAME, or a "
+        "MODEL/TAG that open_clip lists, as ViT-L-14/openai. Empty: the family's clip/.",
+    )

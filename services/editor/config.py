@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from sfumato.common.config import ModelSettings
+from sfumato.common.config import ClipSettings
 from sfumato.editor.video import Limits
 
 
@@ -16,7 +16,7 @@ def default_state_dir() -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "sfumato"
 
 
-class EditorSettings(ModelSettings):
+class EditorSettings(ClipSettings):
     """The editor's settings."""
 
     model_config = SettingsConfigDict(env_prefix="SFUMATO_EDITOR_", frozen=True)

@@ -1,5 +1,6 @@
 """The family's weights for the editing methods: loaded at first use, frozen, kept."""
 
+import hashlib
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sfumato.common.clip import load_clip
+from sfumato.common.clip import clip_source, load_clip
 from sfumato.common.family import family_name, part_of
 from sfumato.common.family_parts import check_part
 from sfumato.common.identity import load_identity
@@ -21,22 +22,24 @@ from sfumato.editor.raft import load_raft
 class FamilyModels:
     """method.Models of a family on a device."""
 
-    def __init__(self, family: Path, device: torch.device, store: ArtifactStore) -> None:
-        self.family, self.device, self._store = family, device, store
+    def __init__(self, family: Path, device: torch.device, store: ArtifactStore, clip: str = "") -> None:
+        """clip: as common.clip.clip_source has it."""
+        self.family, self.device, self._store, self._given_clip = family, device, store, clip
         self._generators: dict[str, StyleGAN2] = {}
 
     @cached_property
     def _clip(self) -> tuple[Any, Any, Any]:
-        return load_clip(f"local-dir:{part_of(self.family, 'clip')}")
+        source = clip_source(self.family, self._given_clip)
+        return load_clip(source or f"local-dir:{part_of(self.family, 'clip')}")
 
     @property
     def clip(self) -> Any:
-        """open_clip model of clip/."""
+        """open_clip model of clip/, or of what was given in its place."""
         return self._frozen(self._clip[0])
 
     @property
     def tokenizer(self) -> Any:
-        """open_clip tokenizer of clip/."""
+        """Its tokenizer."""
         return self._clip[2]
 
     @cached_property
@@ -69,8 +72,10 @@ class FamilyModels:
         return self._generators[name]
 
     def cached(self, name: str, compute: Callable[[], Tensors]) -> Tensors:
-        """What is computed once for a family and kept in the artifact store."""
-        return self._store.cached(f"_cache/{family_name(self.family)}/{name}.safetensors", compute)
+        """What is computed once for a family and its CLIP, and kept in the artifact store."""
+        other = f"-{hashlib.sha256(self._given_clip.encode()).hexdigest()[:16]}" if self._given_clip else ""
+        path = f"_cache/{family_name(self.family)}/{name}{other}.safetensors"
+        return self._store.cached(path, compute)
 
     def _frozen(self, model: Any) -> Any:
         return model.to(device=self.device, dtype=torch.float32).eval().requires_grad_(False)

@@ -34,16 +34,24 @@ _MODULES = (
 METHODS: dict[str, Method] = {module.METHOD.name: module.METHOD for module in _MODULES}
 
 
-def offered(family: Path) -> list[Method]:
-    """The methods whose weights the family has, and whose packages are installed."""
+def offered(family: Path, clip: str = "") -> list[Method]:
+    """The methods whose weights the family has, and whose packages are installed.
+
+    Args:
+        family: its folder.
+        clip: of the settings: what takes the place of its clip/; "": nothing.
+    """
     return [
-        method for method in METHODS.values() if not missing(method, family) and not not_installed(method)
+        method
+        for method in METHODS.values()
+        if not missing(method, family, clip) and not not_installed(method)
     ]
 
 
-def missing(method: Method, family: Path) -> list[str]:
-    """Folders of the family that the method needs and that are not there."""
-    return [part for part in method.parts if not (family / part).is_dir()]
+def missing(method: Method, family: Path, clip: str = "") -> list[str]:
+    """Folders of the family that the method needs and that are not there; clip: as offered has it."""
+    given = {"clip"} if clip else set()
+    return [part for part in method.parts if part not in given and not (family / part).is_dir()]
 
 
 def not_installed(method: Method) -> list[str]:
@@ -51,8 +59,9 @@ def not_installed(method: Method) -> list[str]:
     return [package for package in method.packages if find_spec(package) is None]
 
 
-def method_of(name: str, family: Path) -> Method:
-    """
+def method_of(name: str, family: Path, clip: str = "") -> Method:
+    """The method of that name; clip: as offered has it.
+
     Raises:
         Unimplemented: there is no such method, or this installation lacks a package that it needs.
         NotFound: the family lacks its weights; the message says which.
@@ -62,6 +71,6 @@ def method_of(name: str, family: Path) -> Method:
         raise Unimplemented(f"{name} is no method of this editor; {', '.join(METHODS)} are")
     if packages := not_installed(method):
         raise Unimplemented(f"{name} needs {', '.join(packages)} here: pip install sfumato[video]")
-    if parts := missing(method, family):
+    if parts := missing(method, family, clip):
         raise NotFound(f"{name} needs {'/, '.join(parts)}/, which {family_name(family)} does not have")
     return method

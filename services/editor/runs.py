@@ -133,7 +133,7 @@ class Runner:
         live = self.live.get(edit.id)
         if live is not None and live.state.iteration == iteration:
             return live
-        method = method_of(edit.method, self.models.family)
+        method = method_of(edit.method, self.models.family, self.settings.clip)
         if not iteration:
             QUEUE_SECONDS.observe(max(0.0, time.time() - edit.created_ms / 1000))
         state = method.start(*load(edit, method, self.store, self.settings), self.models)

@@ -41,8 +41,8 @@ class EditorServicer(editor_pb2_grpc.EditorServiceServicer):
         self.settings = settings
         self.store = ArtifactStore(settings.artifacts)
         device = setup_device(settings.device, settings.num_threads)
-        models = FamilyModels(settings.family, device, self.store)
-        self.jobs = Jobs(Runner(models, self.store, settings), settings)
+        self.models = FamilyModels(settings.family, device, self.store, settings.clip)
+        self.jobs = Jobs(Runner(self.models, self.store, settings), settings)
         self._chores: list[asyncio.Task[None]] = []
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -50,6 +50,9 @@ class EditorServicer(editor_pb2_grpc.EditorServiceServicer):
         operations_pb2_grpc.add_OperationsServicer_to_server(OperationsServicer(self.jobs), server)
 
     async def load(self) -> None:
+        if self.settings.clip:
+            # What cannot be had ends the editor here, as it ends the encoder, and not the first edit.
+            await asyncio.to_thread(lambda: self.models.clip)
         await asyncio.to_thread(self.jobs.start)
         self._chores = [
             asyncio.create_task(self._regularly(self.settings.sweep_seconds, self.jobs.sweep)),
@@ -76,7 +79,7 @@ class EditorServicer(editor_pb2_grpc.EditorServiceServicer):
     ) -> editor_pb2.GetEditorInfoResponse:
         return editor_pb2.GetEditorInfoResponse(
             family=family_name(self.settings.family),
-            methods=[method.name for method in offered(self.settings.family)],
+            methods=[method.name for method in offered(self.settings.family, self.settings.clip)],
             max_pixels=self.settings.max_pixels,
             result_ttl_seconds=self.settings.result_ttl_seconds,
         )
@@ -98,7 +101,7 @@ class EditorServicer(editor_pb2_grpc.EditorServiceServicer):
         if found := self.jobs.find(request.id, request.fingerprint):
             return found
         self.jobs.check_room()
-        method = method_of(name, self.settings.family)
+        method = method_of(name, self.settings.family, self.settings.clip)
         return self.jobs.submit(prepare(request, method, self.store, self.settings))
 
     async def WatchEdit(

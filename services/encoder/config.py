@@ -3,19 +3,14 @@
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from sfumato.common.config import ModelSettings
+from sfumato.common.config import ClipSettings
 
 
-class EncoderSettings(ModelSettings):
+class EncoderSettings(ClipSettings):
     """The encoder's settings."""
 
     model_config = SettingsConfigDict(env_prefix="SFUMATO_ENCODER_", frozen=True)
 
-    clip: str = Field(
-        "",
-        description="CLIP of the joint space: a folder in open_clip's layout, hf-hub:OWNER/NAME, or a "
-        "MODEL/TAG that open_clip lists, as ViT-L-14/openai. Empty: the family's clip/.",
-    )
     max_texts: int = Field(64, gt=0, description="Most texts or images of one call.")
     max_characters: int = Field(1000, gt=0, description="Longest text, in characters.")
     max_gradient_pixels: int = Field(512 * 512, gt=0, description="Largest image differentiated, in pixels.")

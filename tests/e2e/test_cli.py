@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,10 +83,12 @@ def test_models_says_what_each_family_can_do(stack: Stack) -> None:
     assert "inpainting" in families[0]["methods"]
 
 
-def test_serve_prints_one_line_restarts_the_dead_and_drains(tiny_family: Path) -> None:
+def test_serve_prints_one_line_restarts_the_dead_and_drains(tiny_family: Path, tmp_path: Path) -> None:
     port = free_port()
+    family = shutil.copytree(tiny_family, tmp_path / "mine", ignore=shutil.ignore_patterns("clip"))
+    clip = str(tiny_family / "clip")
     serve = subprocess.Popen(
-        [*SFUMATO, "serve", "--family", str(tiny_family), "--port", str(port)],
+        [*SFUMATO, "serve", "--family", str(family), "--port", str(port), "--clip", clip],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -94,6 +97,9 @@ def test_serve_prints_one_line_restarts_the_dead_and_drains(tiny_family: Path) -
     children = psutil.Process(serve.pid).children()
     assert len(children) == 5
     with Client(f"127.0.0.1:{port}", timeout=60) as client:
+        # Encoder and editor have the CLIP that was given.
+        assert client.generate("a cat", guidance="clip", num_inference_steps=1).images
+        assert "vqgan-clip" in client.list_families()[0].methods
         denoiser = next(child for child in children if "sfumato.denoiser" in child.cmdline())
         denoiser.kill()
         assert generates_again(client)

@@ -69,6 +69,15 @@ def serve(
             help="Where edits are kept. Default: ~/.local/state/sfumato.",
         ),
     ] = None,
+    clip: Annotated[
+        str,
+        typer.Option(
+            envvar="SFUMATO_CLIP",
+            metavar="SOURCE",
+            help="CLIP of encoder and editor: open_clip's folder, hf-hub:OWNER/NAME or MODEL/TAG. "
+            "Default: the family's clip/.",
+        ),
+    ] = "",
     tls_cert: Annotated[
         Path | None,
         typer.Option(
@@ -93,6 +102,8 @@ def serve(
         "SFUMATO_EDITOR_STATE_DIR": state_dir,
         "SFUMATO_GATEWAY_TLS_CERT": tls_cert,
         "SFUMATO_GATEWAY_TLS_KEY": tls_key,
+        "SFUMATO_ENCODER_CLIP": clip or None,
+        "SFUMATO_EDITOR_CLIP": clip or None,
     }
     settings = {name: str(value) for name, value in given.items() if value is not None}
     with readable_errors(), own_stack(family, port, host, denoisers, log_dir, True, settings) as stack:
