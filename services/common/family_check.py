@@ -15,6 +15,7 @@ from sfumato.common.errors import SfumatoError
 from sfumato.common.family import family_name, read_json
 from sfumato.common.family_parts import check_part, parts_of, pipeline_config
 from sfumato.common.noised_clip import CONFIG, check_latents, is_glide
+from sfumato.common.recorded import changed
 
 NEEDED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 EDITING = {
@@ -49,10 +50,11 @@ class Report:
     serves: list[str] = field(default_factory=list)
     missing: dict[str, list[str]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)  # files that are not what was fetched
 
 
 def check_family(family: Path) -> Report:
-    """Reads configurations and headers of weights, no weights.
+    """Reads configurations and headers of weights; weights only to compare a fetched family with its record.
 
     Raises:
         NotFound: there is no such folder.
@@ -70,6 +72,7 @@ def check_family(family: Path) -> Report:
             check_latents(family)
     except SfumatoError as error:
         report.errors.append(error.message)
+    report.changed = changed(family)
     _say_what_is_served(report, family)
     return report
 

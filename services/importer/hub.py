@@ -1,17 +1,15 @@
 """Families from the hub: fetched at deploy time, the revision pinned, each file's digest recorded."""
 
-import hashlib
-import json
 from pathlib import Path
 
 from sfumato.common.checked_weights import WeightsError
+from sfumato.common.recorded import record
 
 WANTED = ("*.json", "*.txt", "*.model", "*.safetensors", "*.md")  # nothing that is pickled
-RECORD = "sfumato.json"
 
 
 def fetch(repository: str, revision: str, folder: Path) -> Path:
-    """Downloads a repository and writes sfumato.json: its id, the commit, and each file's SHA-256.
+    """Downloads a repository and writes sfumato.json, which common.recorded compares with.
 
     Args:
         repository: "OWNER/NAME".
@@ -29,26 +27,5 @@ def fetch(repository: str, revision: str, folder: Path) -> Path:
     except Exception as error:  # of the hub, the network and the disk: they have no common class
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WeightsError(f"{repository} at {revision} cannot be fetched: {reason}"[:300]) from error
-    record = {"repository": repository, "revision": commit, "sha256": digests(folder)}
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    record(folder, repository, str(commit))
     return folder
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file, by its path in the folder; sfumato.json and hidden folders are left out."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if path.is_file() and name.name != RECORD and not any(part.startswith(".") for part in name.parts):
-            with path.open("rb") as file:
-                found[str(name)] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
-
-
-def changed(folder: Path) -> list[str]:
-    """Files that are no longer what was recorded, missing or new; empty where nothing was recorded."""
-    record = folder / RECORD
-    if not record.is_file():
-        return []
-    recorded, now = json.loads(record.read_text())["sha256"], digests(folder)
-    return sorted(name for name in {*recorded, *now} if recorded.get(name) != now.get(name))

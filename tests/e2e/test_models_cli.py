@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from sfumato.common.recorded import record
 from tests.e2e.test_cli import sfumato
 from tests.tiny_models import tiny_stylegan2
 
@@ -19,8 +20,12 @@ def test_a_family_is_checked_imported_into_and_checked_again(tiny_family: Path, 
     torch.save({"g_ema": tiny_stylegan2().state_dict()}, tmp_path / "faces.pt")
     imported = sfumato("models", "import", "stylegan2", tmp_path / "faces.pt", family, "--name", "faces")
     assert imported.returncode == 0, imported.stderr
+    record(family, "owner/name", "0123abc")
+    (family / "tokenizer" / "tokenizer_config.json").write_text("{}")
     checked = sfumato("models", "check", family)
     assert checked.returncode == 0
+    assert checked.stdout.count("changed") == 1
+    assert "changed since it was fetched: tokenizer/tokenizer_config.json" in checked.stdout
     assert "styleclip" in checked.stdout
     assert "stylegan2/faces" in checked.stdout
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from sfumato.common.checked_weights import WeightsError
+from sfumato.common.family_check import check_family
 from sfumato.importer import hub
 
 
@@ -35,8 +36,10 @@ def test_a_fetched_familys_files_are_recorded_and_a_change_is_seen(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", repo_info)
     family = hub.fetch("owner/name", "v1", tmp_path / "family")
-    assert hub.changed(family) == []
+    assert check_family(family).changed == []
     config = family / "unet" / "config.json"
     config.write_text(config.read_text() + " ")
     (family / "scheduler" / "scheduler_config.json").unlink()
-    assert hub.changed(family) == ["scheduler/scheduler_config.json", "unet/config.json"]
+    (family / "adapters").mkdir()  # what is added to it is nobody's mistake
+    (family / "adapters" / "mine.safetensors").write_bytes(b"")
+    assert check_family(family).changed == ["scheduler/scheduler_config.json", "unet/config.json"]

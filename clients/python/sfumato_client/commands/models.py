@@ -46,7 +46,8 @@ def check(
 ) -> None:
     """Say what a family folder holds, what is wrong or missing, and which requests it will serve.
 
-    Reads configurations and the first bytes of the weights, no weights: takes seconds and no memory. Exit
+    Reads configurations and the first bytes of the weights, no weights: takes seconds and no memory. Only a
+    family that was fetched is read as a whole, to name the files that are no longer what was recorded. Exit
     code 0: it can be served; 1: it cannot, and the report names file and key.
 
     Examples:
@@ -81,6 +82,10 @@ def _show(report: dict[str, Any]) -> None:
         console.print(f"[green]serves[/green] {request}")
     for request, parts in report["missing"].items():
         console.print(f"[yellow]not[/yellow] {request}: needs {', '.join(parts)}")
+    for name in report["changed"]:
+        console.print(
+            f"[yellow]changed[/yellow] since it was fetched: {name}", highlight=False, soft_wrap=True
+        )
     for error in report["errors"]:
         stderr.print(f"[red]error[/red]: {error}", highlight=False, soft_wrap=True)
 

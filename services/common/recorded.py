@@ -1,0 +1,35 @@
+"""What was fetched: sfumato.json in a family names repository, commit and the digest of each file."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+RECORD = "sfumato.json"
+
+
+def record(folder: Path, repository: str, revision: str) -> None:
+    """Writes sfumato.json: the repository's id, the commit, and each file's SHA-256 but hidden ones'."""
+    names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    kept = [name for name in names if name.name != RECORD and not any(p.startswith(".") for p in name.parts)]
+    digests = {str(name): sha256(folder / name) for name in kept}
+    values = {"repository": repository, "revision": revision, "sha256": digests}
+    (folder / RECORD).write_text(json.dumps(values, indent=2) + "\n")
+
+
+def changed(folder: Path) -> list[str]:
+    """Recorded files that are missing or no longer the same; reads them all. Empty without a record."""
+    if not (folder / RECORD).is_file():
+        return []
+    recorded: dict[str, Any] = json.loads((folder / RECORD).read_text())["sha256"]
+    return [
+        name
+        for name, digest in recorded.items()
+        if not (folder / name).is_file() or sha256(folder / name) != digest
+    ]
+
+
+def sha256(file: Path) -> str:
+    """In hexadecimal."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
