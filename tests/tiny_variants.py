@@ -1,6 +1,7 @@
 """Tiny random families of Stable Diffusion's other architectures, each in the published layout."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,29 @@ def save_sdxl(path: Path) -> Path:
         "scheduler": ["diffusers", "EulerDiscreteScheduler"],
         "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
         "tokenizer_2": ["transformers", "CLIPTokenizer"],
+    }
+    (path / "model_index.json").write_text(json.dumps(index))
+    return path
+
+
+def save_refiner(path: Path) -> Path:
+    """SDXL's refiner: its second text encoder alone, whose pooled embedding is as wide as its tokens."""
+    save_sdxl(path)
+    for part in ("text_encoder", "tokenizer"):
+        shutil.rmtree(path / part)
+    torch.manual_seed(8)
+    model: Any = CLIPTextModelWithProjection(_text_config(save_tokenizer(path / "tokenizer_2"), 48, 48))
+    model.save_pretrained(path / "text_encoder_2")
+    _save_unet(
+        path, **{**SDXL, "cross_attention_dim": 48, "projection_class_embeddings_input_dim": 48 + 5 * 8}
+    )
+    index = json.loads((path / "model_index.json").read_text())
+    index |= {
+        "_class_name": "StableDiffusionXLImg2ImgPipeline",
+        "force_zeros_for_empty_prompt": False,
+        "requires_aesthetics_score": True,
+        "text_encoder": [None, None],
+        "tokenizer": [None, None],
     }
     (path / "model_index.json").write_text(json.dumps(index))
     return path

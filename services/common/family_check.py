@@ -17,7 +17,7 @@ from sfumato.common.family_parts import check_part, parts_of, pipeline_config
 from sfumato.common.noised_clip import CONFIG, check_latents, is_glide
 from sfumato.common.recorded import changed
 
-NEEDED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+NEEDED = ("unet", "vae", "scheduler")
 EDITING = {
     "vqgan-clip": ("clip", "vqgan"),
     "text2live": ("clip",),
@@ -100,9 +100,15 @@ def _unserved(family: Path) -> list[str]:
 def _say_what_is_served(report: Report, family: Path) -> None:
     sound = {part.name.split("/")[0] for part in report.parts if not part.error}
     sound |= {name for name in ("tokenizer", "tokenizer_2", "scheduler") if (family / name).is_dir()}
-    needed = (*NEEDED, *(("text_encoder_2", "tokenizer_2") if "XL" in report.pipeline else ()))
+    refiner = (family / "text_encoder_2").is_dir() and not (family / "text_encoder").is_dir()
+    needed = (
+        *NEEDED,
+        *(() if refiner else ("text_encoder", "tokenizer")),
+        *(("text_encoder_2", "tokenizer_2") if "XL" in report.pipeline else ()),
+    )
     noised = ["clip_noised", *([] if _brings_texts(family) else ["clip"])]
-    diffusion = "text-to-image, image-to-image, inpainting, attention maps, prompt-to-prompt"
+    diffusion = "image-to-image, inpainting, attention maps, prompt-to-prompt"
+    diffusion = diffusion if refiner else f"text-to-image, {diffusion}"
     wanted: dict[str, tuple[str, ...]] = {
         diffusion: needed,
         "CLIP guidance": (*needed, "clip"),

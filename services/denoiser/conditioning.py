@@ -67,9 +67,11 @@ def needed(config: Any) -> dict[str, tuple[int, ...]]:
     """
     shapes: dict[str, tuple[int, ...]] = {}
     if config.addition_embed_type == "text_time":
-        num_ids = 6  # original height and width, crop's top and left, target's height and width
-        pooled = config.projection_class_embeddings_input_dim - num_ids * config.addition_time_embed_dim
-        shapes["pooled_prompt_embeds"], shapes["time_ids"] = (pooled,), (num_ids,)
+        # Original height and width, crop's top and left; then the target's height and width, or, of SDXL's
+        # refiner, the aesthetic score. The refiner's one text encoder is as wide as its pooled embedding.
+        width, each = config.projection_class_embeddings_input_dim, config.addition_time_embed_dim
+        num_ids = 5 if width - 5 * each == config.cross_attention_dim else 6
+        shapes["pooled_prompt_embeds"], shapes["time_ids"] = (width - num_ids * each,), (num_ids,)
     elif config.addition_embed_type is not None or config.class_embed_type is not None:
         kind = config.addition_embed_type or config.class_embed_type
         raise ValueError(f"a UNet with {kind} embeddings is not served")

@@ -26,9 +26,9 @@ def use_engine(
         engine, cache, triton_url: as choose_session has them.
         num_threads: CPU threads of one run.
     """
-    if len(encoder.towers) > 1:
-        # Two outputs of two models, once a request.
-        log.info("two text encoders run on torch, whatever the engine", engine=engine)
+    if encoder.pooled_size:
+        # Two outputs, of two models or of the refiner's one, once a request.
+        log.info("SDXL's text encoders run on torch, whatever the engine", engine=engine)
         return
     session = choose_session(text_graph(encoder), engine, cache, encoder.device, num_threads, triton_url)
     if session is not None:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,8 +29,13 @@ class EncodedTexts(NamedTuple):
 
 @dataclass(frozen=True)
 class Tower:
-    """One text encoder and its tokenizer."""
+    """One text encoder and its tokenizer.
 
+    Attributes:
+        part: folder of the family.
+    """
+
+    part: str
     tokenizer: Any
     model: Any
 
@@ -44,24 +49,30 @@ class Tower:
 
 
 class TextEncoder:
-    """The family's text encoder(s) and tokenizer(s), as Stable Diffusion and SDXL use them."""
+    """The family's text encoder(s) and tokenizer(s), as Stable Diffusion and SDXL use them.
+
+    SDXL has both, its refiner the second alone.
+    """
 
     def __init__(self, family: Path, device: torch.device) -> None:
-        self.weights = part_of(family, "text_encoder")
-        self.towers = [_tower(family, "", CLIPTextModel, device)]
-        if (family / "text_encoder_2").is_dir():
+        is_xl = (family / "text_encoder_2").is_dir()
+        self.towers = []
+        if not is_xl or (family / "text_encoder").is_dir():
+            self.towers.append(_tower(family, "", CLIPTextModel, device))
+        if is_xl:
             self.towers.append(_tower(family, "_2", CLIPTextModelWithProjection, device))
+        self.weights = part_of(family, self.towers[0].part)
         # SDXL's null text is no text: zeros (diffusers' default for its pipeline).
         config = pipeline_config(family)
-        self.null_is_zero = len(self.towers) == 2 and config.get("force_zeros_for_empty_prompt", True)
+        self.null_is_zero = is_xl and config.get("force_zeros_for_empty_prompt", True)
         self.tokenizer, self.model = self.towers[0].tokenizer, self.towers[0].model
         self.device = device
-        # Another engine's forward may take its place, where there is one text encoder.
+        # Another engine's forward may take its place, where there is no pooled embedding.
         self.forward: Callable[[torch.Tensor], torch.Tensor] = self.hidden_states
         positions = int(self.model.config.max_position_embeddings)
         self.max_tokens = min(int(self.tokenizer.model_max_length), positions)
         self.hidden_size = sum(int(tower.model.config.hidden_size) for tower in self.towers)
-        self.pooled_size = 0 if len(self.towers) == 1 else int(self.towers[1].model.config.projection_dim)
+        self.pooled_size = int(self.towers[-1].model.config.projection_dim) if is_xl else 0
 
     def with_adapter(self, file: Path) -> "TextEncoder":
         """The encoder with a LoRA adapter in it, on torch; itself where the adapter leaves the text alone.
@@ -69,13 +80,12 @@ class TextEncoder:
         Raises:
             WeightsError: it is not an adapter of this encoder.
         """
-        parts = [f"text_encoder{suffix}" for suffix in ("", "_2")][: len(self.towers)]
-        changes = [read_change(file, part) for part in parts]
+        changes = [read_change(file, tower.part) for tower in self.towers]
         if not any(changes):
             return self
         changed = copy.copy(self)
         changed.towers = [
-            Tower(tower.tokenizer, adapted(tower.model, change, str(file)))
+            replace(tower, model=adapted(tower.model, change, str(file)))
             for tower, change in zip(self.towers, changes, strict=True)
         ]
         changed.model = changed.towers[0].model
@@ -96,7 +106,7 @@ class TextEncoder:
         return EncodedTexts(embeds, cut, torch.cat(pooled) if pooled else None)
 
     def _encode(self, text: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if len(self.towers) == 1:
+        if not self.pooled_size:
             return self.forward(self.towers[0].token_ids(text, self.max_tokens)), None
         if not text and self.null_is_zero:
             return torch.zeros(1, self.max_tokens, self.hidden_size), torch.zeros(1, self.pooled_size)
@@ -105,7 +115,7 @@ class TextEncoder:
             for tower in self.towers
         ]
         states = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
-        return states.cpu(), outputs[1].text_embeds.cpu()
+        return states.cpu(), outputs[-1].text_embeds.cpu()
 
     def hidden_states(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Token ids [1, max_tokens] to the first encoder's last hidden states, on the CPU."""
@@ -124,7 +134,7 @@ def _tower(family: Path, suffix: str, kind: Any, device: torch.device) -> Tower:
     model: Any = kind.from_pretrained(
         family / part, use_safetensors=True, variant=weights.variant, dtype=torch.float32
     )
-    return Tower(tokenizer, model.to(device).eval().requires_grad_(False))
+    return Tower(part, tokenizer, model.to(device).eval().requires_grad_(False))
 
 
 class JointEncoder:

@@ -15,7 +15,7 @@ from sfumato.common.checked_weights import WeightsError, read_weights
 from sfumato.common.errors import NotFound
 from sfumato.common.family_check import check_family
 from sfumato.common.family_parts import check_part, parts_of, pipeline_config
-from tests.tiny_variants import save_sdxl
+from tests.tiny_variants import save_refiner, save_sdxl
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -163,6 +163,12 @@ def test_a_family_is_reported_with_what_it_serves_and_lacks(family: Path, tmp_pa
     assert "text_encoder_2" in next(iter(check_family(sdxl).missing.values()))
     with pytest.raises(NotFound):
         check_family(tmp_path / "nowhere")
+
+
+def test_sdxls_refiner_is_for_images(tmp_path: Path) -> None:
+    report = check_family(save_refiner(tmp_path / "refiner"))
+    assert report.errors == []
+    assert report.serves[0].startswith("image-to-image, inpainting")
 
 
 def test_a_service_with_wrong_weights_says_so_in_one_line_and_ends(family: Path) -> None:
