@@ -14,10 +14,12 @@ from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.message import Message
 from tritonclient.grpc import service_pb2
 
-OPEN_INFERENCE = "inference.GRPCInferenceService"  # of encoder, decoder and denoiser alike
+# Of encoder, decoder and denoiser alike.
+OPEN_INFERENCE, MODELS = "inference.GRPCInferenceService", "sfumato.v1.ModelService"
 # Served behind the gateway; everything else is the gateway's.
 BEHIND = {
-    "sfumato.v1.EncoderService", "sfumato.v1.DecoderService", "sfumato.v1.DenoiserService", OPEN_INFERENCE,
+    "sfumato.v1.EncoderService", "sfumato.v1.DecoderService", "sfumato.v1.DenoiserService",
+    OPEN_INFERENCE, MODELS,
 }  # fmt: skip
 
 

@@ -79,3 +79,15 @@ class ClipSettings(ModelSettings):
         description="CLIP of the joint space: a folder in open_clip's layout, hf-hub:OWNER/NAME, or a "
         "MODEL/TAG that open_clip lists, as ViT-L-14/openai. Empty: the family's clip/.",
     )
+
+
+class FamiliesSettings(ModelSettings):
+    """Settings of a service that can hold several families."""
+
+    families: Path | None = Field(
+        None,
+        description="Folder of families that can be loaded at run time, by their names. Default: none.",
+    )
+    model_memory_bytes: int = Field(
+        0, ge=0, description="What all loaded families may take; 0: what is free when one is loaded."
+    )

@@ -25,6 +25,8 @@ log = structlog.get_logger()
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # Whoever may connect may ask for these: they tell nothing of any tenant.
 OPEN = ("/grpc.health.v1.Health/", "/grpc.reflection.")
+# Asked for by every gateway every few seconds: no line of the log each time.
+POLLED = ("/sfumato.v1.ModelService/ListModels",)
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -139,7 +141,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             REQUESTS.labels(method, code).inc()
             REQUEST_SECONDS.labels(method, code).observe(elapsed)
             tracing.end(span, code)
-            audit.write(method, code, round(elapsed, 4), peer, call.texts)
+            if method not in POLLED or code != "OK":
+                audit.write(method, code, round(elapsed, 4), peer, call.texts)
 
     def _log_refusal(self, method: str, error: SfumatoError) -> None:
         """The message quotes what was given, which may be a prompt."""

@@ -3,10 +3,10 @@
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from sfumato.common.config import ModelSettings
+from sfumato.common.config import FamiliesSettings
 
 
-class DecoderSettings(ModelSettings):
+class DecoderSettings(FamiliesSettings):
     """The decoder's settings."""
 
     model_config = SettingsConfigDict(env_prefix="SFUMATO_DECODER_", frozen=True)

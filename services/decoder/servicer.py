@@ -1,6 +1,8 @@
 """Messages to calls of the autoencoder."""
 
 import asyncio
+import contextlib
+import functools
 import os
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,18 +13,19 @@ from PIL import Image
 from sfumato_protos.v1 import decoder_pb2, decoder_pb2_grpc, tensor_pb2
 
 from sfumato.common.calls import Context
-from sfumato.common.devices import setup_device
+from sfumato.common.devices import device_of, setup_device
 from sfumato.common.errors import InvalidArgument, ResourceExhausted
-from sfumato.common.family import family_name
+from sfumato.common.families import Families, Source
 from sfumato.common.gradients import GraphCount, Linearised
 from sfumato.common.images import encode_image, open_image
 from sfumato.common.inference_tensors import Model
+from sfumato.common.model_service import SERVICE as MODEL_SERVICE
+from sfumato.common.model_service import add_model_service
 from sfumato.common.tensors import check_finite, from_message, to_message
-from sfumato.common.weights import weights_digest
 from sfumato.common.work import run
 from sfumato.decoder.config import DecoderSettings
-from sfumato.decoder.engine_onnx import Decode, open_decode
 from sfumato.decoder.engine_torch import TorchAutoencoder
+from sfumato.decoder.models import DecoderModels, load_models, num_bytes
 from sfumato.decoder.open_models import open_models
 from sfumato.decoder.watermark import Watermark
 
@@ -38,9 +41,7 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
     """Serves DecoderService."""
 
     service_name = "sfumato.v1.DecoderService"
-    vae: TorchAutoencoder  # for gradients and encoding
-    decode: Decode  # by the engine of the settings
-    weights_digest: str
+    also_serves = (MODEL_SERVICE,)
 
     def __init__(self, settings: DecoderSettings) -> None:
         self.settings = settings
@@ -48,65 +49,72 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
         self.executor = ThreadPoolExecutor(1, "vae")
         self.graphs = GraphCount(settings.max_kept_graphs)
         self.watermark = Watermark(settings.watermark) if settings.watermark else None
+        device = device_of(settings.device)
+        source = Source(
+            functools.partial(load_models, settings=settings, device=device),
+            functools.partial(num_bytes, settings=settings, device=device),
+            device,
+        )
+        self.families: Families[DecoderModels] = Families(
+            settings, source, settings.num_threads or os.cpu_count() or 1
+        )
 
     def register(self, server: grpc.aio.Server) -> None:
         decoder_pb2_grpc.add_DecoderServiceServicer_to_server(self, server)
+        add_model_service(server, self.families)
 
     async def load(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(self.executor, self._load)
-
-    def _load(self) -> None:
         settings = self.settings
-        device = setup_device(settings.device, settings.num_threads)
-        threads = settings.num_threads or os.cpu_count() or 1
-        self.vae = TorchAutoencoder(settings.family, device)
-        engine = settings.engine, settings.onnx_cache, threads, settings.triton_url
-        self.decode = open_decode(self.vae, *engine)
-        self.weights_digest = weights_digest(settings.family, "vae")
-        image = self.decode(torch.zeros(1, self.vae.latent_channels, 8, 8))
-        self.vae.encode(image, image.width, image.height)
+        await asyncio.get_running_loop().run_in_executor(
+            self.executor, setup_device, settings.device, settings.num_threads
+        )
+        await self.families.load_default()
 
     def open_models(self) -> list[Model]:
-        return open_models(self.vae, self._image, self.executor, self.settings)
+        own = self.families.own
+        return open_models(own.vae, functools.partial(self._image, own), self.executor, self.settings)
 
     async def close(self) -> None:
+        self.families.close()
         self.executor.shutdown(cancel_futures=True)
 
     async def GetDecoderInfo(
         self, request: decoder_pb2.GetDecoderInfoRequest, context: Context
     ) -> decoder_pb2.GetDecoderInfoResponse:
-        return decoder_pb2.GetDecoderInfoResponse(
-            family=family_name(self.settings.family),
-            latent_channels=self.vae.latent_channels,
-            vae_scale_factor=self.vae.vae_scale_factor,
-            scaling_factor=self.vae.scaling_factor,
-            max_pixels=self.settings.max_pixels,
-            weights_digest=self.weights_digest,
-        )
+        with self.families.use(request.family) as models:
+            return decoder_pb2.GetDecoderInfoResponse(
+                family=request.family or self.families.default,
+                latent_channels=models.vae.latent_channels,
+                vae_scale_factor=models.vae.vae_scale_factor,
+                scaling_factor=models.vae.scaling_factor,
+                max_pixels=self.settings.max_pixels,
+                weights_digest=models.weights_digest,
+            )
 
     async def Decode(
         self, request: decoder_pb2.DecodeRequest, context: Context
     ) -> decoder_pb2.DecodeResponse:
         if request.image_format not in _FORMATS:
             raise InvalidArgument("image_format", f"one of {list(_FORMATS.values())}", request.image_format)
-        latents = self._latents(request.latents, self.settings.max_pixels)
+        with self.families.use(request.family) as models:
+            latents = _latents(request.latents, self.settings.max_pixels, models.vae)
 
-        def decode() -> decoder_pb2.DecodeResponse:
-            image = self._image(latents)
-            data = encode_image(image, _FORMATS[request.image_format])
-            return decoder_pb2.DecodeResponse(
-                image=data, width=image.width, height=image.height, weights_digest=self.weights_digest
-            )
+            def decode() -> decoder_pb2.DecodeResponse:
+                image = self._image(models, latents)
+                data = encode_image(image, _FORMATS[request.image_format])
+                return decoder_pb2.DecodeResponse(
+                    image=data, width=image.width, height=image.height, weights_digest=models.weights_digest
+                )
 
-        return await run(self.executor, "decode", decode)
+            return await run(self.executor, "decode", decode)
 
-    def _image(self, latents: torch.Tensor) -> Image.Image:
+    def _image(self, models: DecoderModels, latents: torch.Tensor) -> Image.Image:
         """The image, with its mark."""
         if self.watermark is None:
-            return self.decode(latents)
-        factor = self.vae.vae_scale_factor
+            return models.decode(latents)
+        factor = models.vae.vae_scale_factor
         self.watermark.check_size(latents.shape[3] * factor, latents.shape[2] * factor)
-        return self.watermark.marked(self.decode(latents))
+        return self.watermark.marked(models.decode(latents))
 
     async def DecodeGradient(
         self,
@@ -115,12 +123,15 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
     ) -> AsyncIterator[decoder_pb2.DecodeGradientResponse]:
         kept: Linearised | None = None
         self.graphs.add()
-        try:
+        with contextlib.ExitStack() as held:
+            held.callback(self.graphs.remove)
+            models: DecoderModels | None = None
             async for request in request_iterator:
+                models = models or held.enter_context(self.families.use(request.family))
                 kind = request.WhichOneof("message")
                 if kind == "latents":
-                    latents = self._latents(request.latents, self.settings.max_gradient_pixels)
-                    kept = await run(self.executor, "decode_kept", self.vae.linearise, latents)
+                    latents = _latents(request.latents, self.settings.max_gradient_pixels, models.vae)
+                    kept = await run(self.executor, "decode_kept", models.vae.linearise, latents)
                     yield decoder_pb2.DecodeGradientResponse(image=to_message(kept.output))
                 elif kind == "image_gradient" and kept is not None:
                     shape = tuple(kept.graph.shape)
@@ -132,29 +143,29 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
                 else:
                     wanted = "`latents`, then its `image_gradient`"
                     raise InvalidArgument("message", wanted, kind or "empty")
-        finally:
-            self.graphs.remove()
-
-    def _latents(self, message: tensor_pb2.Tensor, max_pixels: int) -> torch.Tensor:
-        channels = self.vae.latent_channels
-        limit = channels * max_pixels // self.vae.vae_scale_factor**2
-        latents = from_message(message, "latents", (1, channels, None, None), limit)
-        check_finite(latents, "latents")
-        return latents
 
     async def Encode(
         self, request: decoder_pb2.EncodeRequest, context: Context
     ) -> decoder_pb2.EncodeResponse:
-        for field, side in (("width", request.width), ("height", request.height)):
-            if side < 1 or side % self.vae.vae_scale_factor:
-                raise InvalidArgument(field, f"a positive multiple of {self.vae.vae_scale_factor}", side)
-        if request.width * request.height > self.settings.max_pixels:
-            asked = f"{request.width}x{request.height}"
-            raise ResourceExhausted("width x height", f"at most {self.settings.max_pixels} pixels", asked)
+        with self.families.use(request.family) as models:
+            factor = models.vae.vae_scale_factor
+            for field, side in (("width", request.width), ("height", request.height)):
+                if side < 1 or side % factor:
+                    raise InvalidArgument(field, f"a positive multiple of {factor}", side)
+            if request.width * request.height > self.settings.max_pixels:
+                asked = f"{request.width}x{request.height}"
+                raise ResourceExhausted("width x height", f"at most {self.settings.max_pixels} pixels", asked)
 
-        def encode() -> decoder_pb2.EncodeResponse:
-            image = open_image(request.image, "image", self.settings.max_input_pixels)
-            mean, std = self.vae.encode(image, request.width, request.height)
-            return decoder_pb2.EncodeResponse(mean=to_message(mean), std=to_message(std))
+            def encode() -> decoder_pb2.EncodeResponse:
+                image = open_image(request.image, "image", self.settings.max_input_pixels)
+                mean, std = models.vae.encode(image, request.width, request.height)
+                return decoder_pb2.EncodeResponse(mean=to_message(mean), std=to_message(std))
 
-        return await run(self.executor, "encode_image", encode)
+            return await run(self.executor, "encode_image", encode)
+
+
+def _latents(message: tensor_pb2.Tensor, max_pixels: int, vae: TorchAutoencoder) -> torch.Tensor:
+    limit = vae.latent_channels * max_pixels // vae.vae_scale_factor**2
+    latents = from_message(message, "latents", (1, vae.latent_channels, None, None), limit)
+    check_finite(latents, "latents")
+    return latents

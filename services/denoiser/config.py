@@ -5,12 +5,12 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from sfumato.common.config import ModelSettings
+from sfumato.common.config import FamiliesSettings
 
 MAX_TOKENS = 1024  # of a row of conditioning
 
 
-class DenoiserSettings(ModelSettings):
+class DenoiserSettings(FamiliesSettings):
     """The denoiser's settings."""
 
     model_config = SettingsConfigDict(env_prefix="SFUMATO_DENOISER_", frozen=True)

@@ -67,8 +67,10 @@ class TorchUNet(Unet):
     def __init__(self, family: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.weights = part_of(family, "unet")
         variant = check_part(family, "unet").variant
+        # Halves become so below: diffusers would make them the whole process's default meanwhile, and other
+        # families may be in the middle of a step.
         model: Any = UNet2DConditionModel.from_pretrained(
-            self.weights, use_safetensors=True, variant=variant, torch_dtype=dtype
+            self.weights, use_safetensors=True, variant=variant, torch_dtype=torch.float32
         )
         model = model.to(device=device, dtype=dtype)
         if device.type == "cuda":  # where tensor cores want the channels last

@@ -3,10 +3,10 @@
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from sfumato.common.config import ClipSettings
+from sfumato.common.config import ClipSettings, FamiliesSettings
 
 
-class EncoderSettings(ClipSettings):
+class EncoderSettings(ClipSettings, FamiliesSettings):
     """The encoder's settings."""
 
     model_config = SettingsConfigDict(env_prefix="SFUMATO_ENCODER_", frozen=True)

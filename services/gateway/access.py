@@ -25,6 +25,8 @@ SCOPES: Mapping[str, frozenset[str]] = {
     "/sfumato.v1.GatewayService/EditPrompt": frozenset({GENERATE}),
     "/sfumato.v1.GatewayService/Compare": frozenset({GENERATE}),
     "/sfumato.v1.GatewayService/ListFamilies": frozenset({GENERATE, EDIT, ADMIN}),
+    "/sfumato.v1.GatewayService/LoadFamily": frozenset({ADMIN}),
+    "/sfumato.v1.GatewayService/UnloadFamily": frozenset({ADMIN}),
     "/sfumato.v1.EditorService/GetEditorInfo": frozenset({EDIT, ADMIN}),
     "/sfumato.v1.EditorService/Edit": frozenset({EDIT}),
     "/sfumato.v1.EditorService/WatchEdit": frozenset({EDIT}),

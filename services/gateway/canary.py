@@ -39,9 +39,9 @@ class Canary:
 
     @property
     def all_unsound(self) -> bool:
-        """Whether there are denoisers and none gives the right bits."""
+        """Whether there are denoisers and none gives the right bits, with its own family."""
         current = self._replicas.current
-        return bool(current) and not any(replica.sound for replica in current)
+        return bool(current) and not any(replica.own.sound for replica in current)
 
     async def follow(self) -> None:
         """Looks, for ever."""
@@ -50,64 +50,58 @@ class Canary:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def look(self) -> None:
-        """One step at each denoiser that is due."""
+        """One step at each denoiser that is due, with each family that is."""
         now = time.monotonic()
         due = [
-            replica
+            (replica, family)
             for replica in self._replicas.current
+            for family, held in replica.families.items()
             if not replica.num_trajectories
-            and (
-                not replica.sound
-                or now - replica.looked_at > self._interval
-                or replica.lost_at > replica.looked_at
-            )
+            and (not held.sound or now - held.looked_at > self._interval or replica.lost_at > held.looked_at)
         ]
-        await asyncio.gather(*(self.check(replica) for replica in due))
+        await asyncio.gather(*(self.check(replica, family) for replica, family in due))
 
-    async def check(self, replica: Replica) -> None:
-        """Judges a denoiser by its step."""
+    async def check(self, replica: Replica, family: str) -> None:
+        """Judges a denoiser by its step with a family that it has."""
+        held = replica.families[family]
         for _ in range(TRIES):
             begun = time.monotonic()
             try:
                 async with asyncio.timeout(TIMEOUT_SECONDS):
-                    info, found = await _step(replica)
+                    info, found = await _step(replica, family)
             except (grpc.aio.AioRpcError, TimeoutError, asyncio.InvalidStateError):
                 STEPS.labels("unanswered").inc()
                 return
-            replica.weights_digest, replica.engine, replica.looked_at = (
-                info.weights_digest,
-                info.engine,
-                begun,
-            )
+            held.weights_digest, held.engine, held.looked_at = info.weights_digest, info.engine, begun
             if not info.engine:
                 STEPS.labels("unjudged").inc()
-                replica.sound = True
+                held.sound = True
                 return
             expected = self._expected.setdefault((info.weights_digest, info.engine), found)
             if found == expected:
                 STEPS.labels("same").inc()
-                if not replica.sound:
-                    log.info("denoiser is right again", target=replica.target)
-                replica.sound = True
+                if not held.sound:
+                    log.info("denoiser is right again", target=replica.target, family=family)
+                held.sound = True
                 return
             if replica.num_trajectories:  # it is at work by now, and may have stepped beside other rows
                 return
         STEPS.labels("other").inc()
-        if replica.sound:
+        if held.sound:
             log.error(
                 "denoiser taken out: its canary step gives other bits than it should",
-                target=replica.target, weights=info.weights_digest, engine=info.engine,
+                target=replica.target, family=family, weights=info.weights_digest, engine=info.engine,
                 expected=expected, found=found,
             )  # fmt: skip
-        replica.sound = False
+        held.sound = False
 
 
-async def _step(replica: Replica) -> tuple[denoiser_pb2.GetDenoiserInfoResponse, str]:
+async def _step(replica: Replica, family: str) -> tuple[denoiser_pb2.GetDenoiserInfoResponse, str]:
     """What the denoiser holds, and the digest of its prediction."""
-    info = await replica.stub.GetDenoiserInfo(denoiser_pb2.GetDenoiserInfoRequest())
+    info = await replica.stub.GetDenoiserInfo(denoiser_pb2.GetDenoiserInfoRequest(family=family))
     call: Any = replica.stub.Denoise()
     try:
-        await call.write(denoiser_pb2.DenoiseRequest(open=_opening(info)))
+        await call.write(denoiser_pb2.DenoiseRequest(open=_opening(info, family)))
         side = min(info.sample_size, MAX_SIDE)
         shape = (1, info.in_channels, side, side)
         step = denoiser_pb2.DenoiseStep(latents=to_message(_fixed(*shape)), timestep=500.0)
@@ -120,11 +114,12 @@ async def _step(replica: Replica) -> tuple[denoiser_pb2.GetDenoiserInfoResponse,
     return info, hashlib.blake2b(response.noise_pred.data, digest_size=16).hexdigest()
 
 
-def _opening(info: denoiser_pb2.GetDenoiserInfoResponse) -> denoiser_pb2.OpenTrajectory:
+def _opening(info: denoiser_pb2.GetDenoiserInfoResponse, family: str) -> denoiser_pb2.OpenTrajectory:
     """One row of conditioning, of the kind that the UNet takes."""
     opening = denoiser_pb2.OpenTrajectory(
         prompt_embeds=to_message(_fixed(1, NUM_TOKENS, info.cross_attention_dim)),
         guidance_scale=1.0 if info.guidance_embedded else 0.0,
+        family=family,
     )
     if info.pooled_size:
         opening.pooled_prompt_embeds.CopyFrom(to_message(_fixed(1, info.pooled_size)))

@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import copy
 import json
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import torch
@@ -30,7 +31,7 @@ from sfumato.gateway.embeddings import EmbeddingsCache
 from sfumato.gateway.failures import calling
 from sfumato.gateway.gradient_channels import GradientServices
 from sfumato.gateway.parameters import FamilyInfo
-from sfumato.gateway.replicas import Replicas, usable
+from sfumato.gateway.replicas import Held, Replicas, usable
 from sfumato.gateway.safety import Concept, SafetyCheck
 
 # Every unary call is a function of its request, so repeating one is safe. CANCELLED is of a replica that went
@@ -55,7 +56,7 @@ SERVICE_CONFIG = json.dumps(
 
 
 class ModelServices:
-    """Encoder, decoder and denoisers, as generation.Services has them."""
+    """Encoder, decoder and denoisers, as generation.Services has them, for one of their families."""
 
     def __init__(self, settings: GatewaySettings, concepts: tuple[Concept, ...] = ()) -> None:
         """concepts: what images are withheld for; none: none are looked at."""
@@ -73,6 +74,8 @@ class ModelServices:
             named: list[tuple[str, int | str]] = [("grpc.ssl_target_name_override", host)] if host else []
             return open_channel(target, [*options, *named], settings.services_tls)
 
+        self.open_channel = channel
+        self._family = ""  # the services' own
         self.replicas = Replicas(settings.denoiser_targets, channel, settings.resolve_seconds)
         encoder, decoder = channel(settings.encoder_target), channel(settings.decoder_target)
         self._channels = [encoder, decoder]
@@ -86,16 +89,24 @@ class ModelServices:
         self.gradients = GradientServices(self.encoder, self.decoder, settings)
         self._safety = SafetyCheck(concepts, self.gradients) if concepts else None
 
+    def of(self, family: str) -> Self:
+        """The same channels for another family, one that the services were told to load."""
+        other = copy.copy(self)
+        other._family, other._weights = family, {}
+        other.gradients = GradientServices(self.encoder, self.decoder, self.settings, family)
+        return other
+
     async def family(self) -> FamilyInfo:
         """What the services hold, once each kind answers and a denoiser does a step.
 
         Raises:
             Unavailable: one does not answer.
-            SfumatoError: they hold different families.
+            SfumatoError: their parts do not go together.
         """
         await self.replicas.resolve()
-        encoder = await self.encoder.GetEncoderInfo(encoder_pb2.GetEncoderInfoRequest())
-        decoder = await self.decoder.GetDecoderInfo(decoder_pb2.GetDecoderInfoRequest())
+        name = self._family
+        encoder = await self.encoder.GetEncoderInfo(encoder_pb2.GetEncoderInfoRequest(family=name))
+        decoder = await self.decoder.GetDecoderInfo(decoder_pb2.GetDecoderInfoRequest(family=name))
         denoiser = await self._denoiser_info()
         names = {encoder.family, decoder.family, denoiser.family}
         if len(names) > 1:
@@ -106,10 +117,10 @@ class ModelServices:
         if denoiser.pooled_size != encoder.pooled_size:
             raise SfumatoError(f"the UNet takes a pooled embedding of {denoiser.pooled_size}, the encoder "
                                f"gives one of {encoder.pooled_size}")  # fmt: skip
-        if self._safety is not None and not encoder.embedding_size:
+        if self._safety is not None and not self._family and not encoder.embedding_size:
             raise SfumatoError(f"{encoder.family} has no clip/, which the safety check looks with")
         await self.canary.look()
-        if not any(replica.weights_digest for replica in self.replicas.current):
+        if not any(replica.families[name].weights_digest for replica in usable(self.replicas.current, name)):
             raise Unavailable(f"no denoiser does a canary step: {self.settings.denoiser_targets}")
         if self._followed is None:
             self._followed = asyncio.create_task(self.canary.follow())
@@ -133,18 +144,19 @@ class ModelServices:
         )
 
     async def _denoiser_info(self) -> denoiser_pb2.GetDenoiserInfoResponse:
+        request = denoiser_pb2.GetDenoiserInfoRequest(family=self._family)
         for replica in self.replicas.current:
             with contextlib.suppress(grpc.aio.AioRpcError):
-                return await replica.stub.GetDenoiserInfo(denoiser_pb2.GetDenoiserInfoRequest())
+                return await replica.stub.GetDenoiserInfo(request)
         raise Unavailable(f"no denoiser answers: {self.settings.denoiser_targets}")
 
     async def encode_text(self, texts: list[str], adapter: str = "") -> EncodedTexts:
         """The conditioning of each text, and its words; of a text that was encoded lately, as it was kept."""
-        return await self._embeddings.encoded(texts, adapter, self._encode)
+        return await self._embeddings.encoded(texts, adapter, self._encode, self._family)
 
     async def _encode(self, text: str, adapter: str) -> tuple[EncodedTexts, str]:
         """One text, and the digest of the weights that encoded it."""
-        request = encoder_pb2.EncodeTextRequest(texts=[text], adapter=adapter)
+        request = encoder_pb2.EncodeTextRequest(texts=[text], adapter=adapter, family=self._family)
         with calling("encoder", self.settings.encoder_target):
             response = await self.encoder.EncodeText(request, **calls.outgoing())
         limit = self.settings.max_message_bytes
@@ -171,7 +183,7 @@ class ModelServices:
 
     async def encode_image(self, image: bytes, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and deviation of the image's latents."""
-        request = decoder_pb2.EncodeRequest(image=image, width=width, height=height)
+        request = decoder_pb2.EncodeRequest(image=image, width=width, height=height, family=self._family)
         with calling("decoder", self.settings.decoder_target):
             response = await self.decoder.Encode(request, **calls.outgoing())
         limit = self.settings.max_message_bytes
@@ -185,7 +197,9 @@ class ModelServices:
             Withheld: the safety check does not let it out.
         """
         wire_format = decoder_pb2.ImageFormat.Value(f"IMAGE_FORMAT_{image_format}")
-        request = decoder_pb2.DecodeRequest(latents=to_message(latents), image_format=wire_format)
+        request = decoder_pb2.DecodeRequest(
+            latents=to_message(latents), image_format=wire_format, family=self._family
+        )
         with calling("decoder", self.settings.decoder_target):
             response = await self.decoder.Decode(request, **calls.outgoing())
         self._weights["decoder"] = response.weights_digest
@@ -204,17 +218,21 @@ class ModelServices:
             settings.replica_wait_seconds,
             settings.step_timeout_seconds,
             control,
+            self._family,
         )
 
     def weights(self) -> dict[str, str]:
         """Digest of the weights of encoder, decoder and denoiser, as they last answered."""
-        digests = {replica.weights_digest for replica in usable(self.replicas.current)}
+        digests = {held.weights_digest for held in self._at_denoisers()}
         return {**self._weights, "denoiser": ",".join(sorted(digests - {""}))}
 
     def engines(self) -> str:
         """What runs the UNet; several, by semicolons, while replicas differ."""
-        engines = {replica.engine for replica in usable(self.replicas.current)}
+        engines = {held.engine for held in self._at_denoisers()}
         return "; ".join(sorted(engines - {""}))
+
+    def _at_denoisers(self) -> list[Held]:
+        return [replica.families[self._family] for replica in usable(self.replicas.current, self._family)]
 
     async def close(self) -> None:
         """Closes all channels."""

@@ -44,6 +44,7 @@ class DenoiserStream:
         wait_seconds: float,
         step_seconds: float,
         control: AttentionControl | None = None,
+        family: str = "",
     ) -> None:
         self.num_replayed_steps = 0
         self._replicas = replicas
@@ -54,6 +55,7 @@ class DenoiserStream:
             time_ids=_optional(conditioning.time_ids),
             guidance_scale=conditioning.guidance_scale,
             adapter=conditioning.adapter,
+            family=family,
         )
         self._num_rows = len(conditioning.prompt_embeds)
         self._wait_seconds = wait_seconds
@@ -163,9 +165,10 @@ class DenoiserStream:
         if self._call is None:
             if not self._replicas.current:
                 raise asyncio.InvalidStateError("the DNS knows no denoiser")
-            sound = usable(self._replicas.current)
+            sound = usable(self._replicas.current, self._open.family)
             if not sound:
-                raise asyncio.InvalidStateError("no denoiser gives right canary steps")
+                family = self._open.family or "its own family"
+                raise asyncio.InvalidStateError(f"no denoiser gives right canary steps with {family}")
             self._replica = pick(sound)
             self._replica.num_trajectories += 1
             self._call = self._replica.stub.Denoise(**calls.outgoing())

@@ -45,26 +45,27 @@ class EmbeddingsCache:
         self._max_bytes, self._clock = max_bytes, clock
         self._entries: OrderedDict[Key, EncodedTexts] = OrderedDict()
         self._num_bytes = 0
-        self._weights_digest, self._trusted_until = "", float("-inf")
+        self._trusted: dict[str, tuple[str, float]] = {}  # by family: the weights' digest, and until when
 
     def distrust(self) -> None:
         """The encoder may be another now: the next text asks it."""
-        self._trusted_until = float("-inf")
+        self._trusted.clear()
 
-    async def encoded(self, texts: list[str], adapter: str, encode: Encode) -> EncodedTexts:
-        """The texts' encodings, kept ones and by `encode`."""
-        return joined(await asyncio.gather(*(self._one(text, adapter, encode) for text in texts)))
+    async def encoded(self, texts: list[str], adapter: str, encode: Encode, family: str = "") -> EncodedTexts:
+        """The texts' encodings, kept ones and by `encode`, which encodes with that family."""
+        return joined(await asyncio.gather(*(self._one(text, adapter, encode, family) for text in texts)))
 
-    async def _one(self, text: str, adapter: str, encode: Encode) -> EncodedTexts:
-        if self._clock() < self._trusted_until:
-            key = Key.of(self._weights_digest, adapter, text)
+    async def _one(self, text: str, adapter: str, encode: Encode, family: str) -> EncodedTexts:
+        digest, until = self._trusted.get(family, ("", float("-inf")))
+        if self._clock() < until:
+            key = Key.of(digest, adapter, text)
             if key in self._entries:
                 self._entries.move_to_end(key)
                 count_lookup("text_embeddings", hit=True)
                 return self._entries[key]
         count_lookup("text_embeddings", hit=False)
         encoded, weights_digest = await encode(text, adapter)
-        self._weights_digest, self._trusted_until = weights_digest, self._clock() + TRUST_SECONDS
+        self._trusted[family] = weights_digest, self._clock() + TRUST_SECONDS
         if weights_digest:
             self._keep(Key.of(weights_digest, adapter, text), encoded)
         return encoded

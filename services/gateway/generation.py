@@ -235,9 +235,10 @@ class Generation:
             return await self.services.decode(step.predicted_x0(), self.parameters.image_format)
 
 
-def pace_key(p: Parameters, family: FamilyInfo) -> tuple[int, int, str]:
-    """Latents' height and width, and the kind of guidance: what the time of a step depends on."""
-    return p.height // family.vae_scale_factor, p.width // family.vae_scale_factor, p.guidance.kind
+def pace_key(p: Parameters, family: FamilyInfo) -> tuple[str, int, int, str]:
+    """What the time of a step depends on: family, latents' height and width, kind of guidance."""
+    factor = family.vae_scale_factor
+    return family.name, p.height // factor, p.width // factor, p.guidance.kind
 
 
 def latents_digest(latents: torch.Tensor) -> bytes:

@@ -21,15 +21,17 @@ from sfumato.gateway.guidance_options import ClipOptions
 class DecoderStream:
     """One trajectory's decodes and their gradients; a lost decoder is asked again, the decode included."""
 
-    def __init__(self, stub: "decoder_pb2_grpc.DecoderServiceAsyncStub", settings: GatewaySettings) -> None:
+    def __init__(
+        self, stub: "decoder_pb2_grpc.DecoderServiceAsyncStub", settings: GatewaySettings, family: str = ""
+    ) -> None:
         self._stub = stub
-        self._settings = settings
+        self._settings, self._family = settings, family
         self._decode = decoder_pb2.DecodeGradientRequest()
         self._call: Any = None
 
     async def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """As clip_gradient.Decoding."""
-        self._decode = decoder_pb2.DecodeGradientRequest(latents=to_message(latents))
+        self._decode = decoder_pb2.DecodeGradientRequest(latents=to_message(latents), family=self._family)
         self._latents_shape = tuple(latents.shape)
         response = await self._answer(self._decode)
         limit = self._settings.max_message_bytes
@@ -92,18 +94,20 @@ class GradientServices:
         encoder: "encoder_pb2_grpc.EncoderServiceAsyncStub",
         decoder: "decoder_pb2_grpc.DecoderServiceAsyncStub",
         settings: GatewaySettings,
+        family: str = "",
     ) -> None:
+        """family: which one's models; "": the services' own."""
         self._encoder, self._decoder = encoder, decoder
-        self._settings = settings
+        self._settings, self._family = settings, family
 
     def open_decoding(self) -> DecoderStream:
         """A stream for one trajectory's decodes."""
-        return DecoderStream(self._decoder, self._settings)
+        return DecoderStream(self._decoder, self._settings, self._family)
 
     async def embed_texts(self, texts: list[str], noised: bool = False) -> torch.Tensor:
         """As clip_gradient.ClipServices."""
         with calling("encoder", self._settings.encoder_target):
-            request = encoder_pb2.EmbedTextRequest(texts=texts, noised_clip=noised)
+            request = encoder_pb2.EmbedTextRequest(texts=texts, noised_clip=noised, family=self._family)
             response = await self._encoder.EmbedText(request, **calls.outgoing())
         limit = self._settings.max_message_bytes
         return from_message(response.embeddings, "embeddings", (len(texts), None), limit)
@@ -122,7 +126,7 @@ class GradientServices:
     async def embed(self, images: list[bytes], noised: bool = False) -> torch.Tensor:
         """As embed_images, of images that are known to be some."""
         with calling("encoder", self._settings.encoder_target):
-            request = encoder_pb2.EmbedImageRequest(images=images, noised_clip=noised)
+            request = encoder_pb2.EmbedImageRequest(images=images, noised_clip=noised, family=self._family)
             response = await self._encoder.EmbedImage(request, **calls.outgoing())
         limit = self._settings.max_message_bytes
         return from_message(response.embeddings, "embeddings", (len(images), None), limit)
@@ -140,6 +144,7 @@ class GradientServices:
             similarity_scale=options.scale,
             tv_scale=options.tv_scale,
             range_scale=options.range_scale,
+            family=self._family,
         )
         with calling("encoder", self._settings.encoder_target):
             response = await self._encoder.GuideImage(request, **calls.outgoing())
@@ -155,6 +160,7 @@ class GradientServices:
             timestep=timestep,
             targets=_targets(targets),
             similarity_scale=scale,
+            family=self._family,
         )
         with calling("encoder", self._settings.encoder_target):
             response = await self._encoder.GuideLatents(request, **calls.outgoing())

@@ -14,7 +14,7 @@ from typing import TypeVar
 from sfumato.common.errors import DeadlineExceeded
 
 T = TypeVar("T")
-Key = tuple[int, int, str]  # height and width of the latents, kind of guidance
+Key = tuple[str, int, int, str]  # family, height and width of the latents, kind of guidance
 
 WINDOW_SECONDS = 30.0  # a value is remembered for one to two of these
 RATE_SECONDS = 2.0

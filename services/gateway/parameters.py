@@ -86,15 +86,12 @@ def resolve(given: Mapping[str, Any], family: FamilyInfo, settings: GatewaySetti
 
     Args:
         given: field name to value, only those that were set.
-        family: which family will run it.
+        family: the one that will run it.
         settings: the limits.
 
     Raises:
         InvalidArgument, ResourceExhausted, NotFound: with field, limit and value.
     """
-    if given.get("family", family.name) != family.name:
-        raise NotFound(f"{given['family']} is not served here; {family.name} is", field="family",
-                       limit=family.name, value=given["family"])  # fmt: skip
     side = family.sample_size * family.vae_scale_factor
     image, mask = given.get("image", b""), given.get("mask", b"")
     num_images = _whole(given, "num_images", 1, 1, settings.max_num_images)

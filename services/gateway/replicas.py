@@ -10,7 +10,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -28,23 +28,35 @@ OpenChannel = Callable[[str, str], Any]
 
 
 @dataclass
+class Held:
+    """A family at a denoiser, and what its canary step showed."""
+
+    looked_at: float = float("-inf")  # by time.monotonic, when its canary step last gave an answer
+    sound: bool = True  # whether that answer was right
+    weights_digest: str = ""
+    engine: str = ""
+
+
+@dataclass
 class Replica:
-    """One denoiser: how many trajectories it has, when it was last lost, and what its canary step showed."""
+    """One denoiser: its trajectories, when it was last lost, and the families that it has; "": its own."""
 
     target: str
     stub: "denoiser_pb2_grpc.DenoiserServiceAsyncStub"
     channel: Any
     num_trajectories: int = 0
     lost_at: float = float("-inf")
-    looked_at: float = float("-inf")  # as lost_at, when its canary step last gave an answer
-    sound: bool = True  # whether that answer was right
-    weights_digest: str = ""
-    engine: str = ""
+    families: dict[str, Held] = field(default_factory=lambda: {"": Held()})
+
+    @property
+    def own(self) -> Held:
+        """Of its own family."""
+        return self.families[""]
 
 
-def usable(replicas: list[Replica]) -> list[Replica]:
-    """Those whose canary step did not go wrong."""
-    return [replica for replica in replicas if replica.sound]
+def usable(replicas: list[Replica], family: str = "") -> list[Replica]:
+    """Those that have the family and whose canary step with it did not go wrong."""
+    return [replica for replica in replicas if family in replica.families and replica.families[family].sound]
 
 
 def pick(replicas: list[Replica]) -> Replica:

@@ -23,9 +23,10 @@ from sfumato.gateway.edit_messages import edit_response, given_edit_fields
 from sfumato.gateway.edit_parameters import resolve_edit
 from sfumato.gateway.editing import EditorChannel, register_editing
 from sfumato.gateway.fair_queue import Demand, FairQueue, Limits
-from sfumato.gateway.generate_messages import given_fields, scheduler_value, to_response
+from sfumato.gateway.families import ServedFamilies
+from sfumato.gateway.family_messages import families_response
+from sfumato.gateway.generate_messages import given_fields, to_response
 from sfumato.gateway.generation import Generation, pace_key
-from sfumato.gateway.guidance_messages import kind_value
 from sfumato.gateway.job import Event as JobEvent
 from sfumato.gateway.job_messages import as_event, check_handling, fingerprint
 from sfumato.gateway.jobs import Jobs
@@ -45,9 +46,6 @@ from sfumato.gateway.sampling import SCHEDULERS, make_scheduler
 
 log = structlog.get_logger()
 
-METHODS = ("text-to-image", "image-to-image", "inpainting")
-ATTENTION_METHODS = ("attention-maps", "prompt-to-prompt")
-
 
 class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
     """Serves GatewayService."""
@@ -55,7 +53,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
     service_name = "sfumato.v1.GatewayService"
     also_serves = ("sfumato.v1.EditorService", "google.longrunning.Operations")
     services: ModelServices
-    family: FamilyInfo
+    families: ServedFamilies
 
     def __init__(self, settings: GatewaySettings) -> None:
         self.settings = settings
@@ -81,10 +79,11 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         self.services = ModelServices(self.settings, self.concepts)
         while True:
             try:
-                self.family = await self.services.family()
+                info = await self.services.family()
                 # diffusers imports each scheduler at its first use: now, not in the first request.
                 for name in SCHEDULERS:
-                    make_scheduler(name, self.family.scheduler_config)
+                    make_scheduler(name, info.scheduler_config)
+                self.families = ServedFamilies(self.services, info, self.settings.resolve_seconds)
                 return
             except (grpc.aio.AioRpcError, Unavailable) as error:
                 log.info("waiting for the model services", error=str(error)[:200])
@@ -99,6 +98,8 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
 
     async def close(self) -> None:
         await self.jobs.close()
+        if hasattr(self, "families"):
+            await self.families.close()
         if hasattr(self, "services"):
             await self.services.close()
         await self.editing.close()
@@ -110,21 +111,23 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
             raise InvalidArgument("page_size", "0 to 1000", request.page_size)
         if request.page_token:
             raise InvalidArgument("page_token", "a token that this service gave", request.page_token)
-        side = self.family.sample_size * self.family.vae_scale_factor
-        attention = ATTENTION_METHODS if self.family.num_cross_attention_layers else ()
-        family = gateway_pb2.Family(
-            name=self.family.name,
-            methods=[*METHODS, *attention, *await self.editing.methods()],
-            schedulers=[scheduler_value(name) for name in SCHEDULERS],
-            default_width=side,
-            default_height=side,
-            size_multiple=self.family.vae_scale_factor,
-            max_pixels=min(self.settings.max_pixels, self.family.max_pixels),
-            max_tokens=self.family.max_tokens,
-            guidance_kinds=[kind_value(kind) for kind in self.family.guidance_kinds],
-            adapters=self.family.adapters,
+        answers, editing = await asyncio.gather(self.families.answers(), self.editing.methods())
+        return families_response(self.families, answers, editing, self.settings.max_pixels)
+
+    async def LoadFamily(
+        self, request: gateway_pb2.LoadFamilyRequest, context: Context
+    ) -> gateway_pb2.LoadFamilyResponse:
+        await self.families.load(request.name)
+        listed = await self.ListFamilies(gateway_pb2.ListFamiliesRequest(), context)
+        return gateway_pb2.LoadFamilyResponse(
+            family=next((family for family in listed.families if family.name == request.name), None)
         )
-        return gateway_pb2.ListFamiliesResponse(families=[family])
+
+    async def UnloadFamily(
+        self, request: gateway_pb2.UnloadFamilyRequest, context: Context
+    ) -> gateway_pb2.UnloadFamilyResponse:
+        await self.families.unload(request.name)
+        return gateway_pb2.UnloadFamilyResponse()
 
     async def Generate(
         self, request: gateway_pb2.GenerateRequest, context: Context
@@ -157,55 +160,62 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
     async def _responses(
         self, request: gateway_pb2.GenerateRequest, deadline: float
     ) -> AsyncGenerator[gateway_pb2.GenerateResponse]:
-        parameters = resolve(given_fields(request), self.family, self.settings)
-        cost = row_steps(parameters, self.family)
-        held, priority = input_bytes(parameters), given_priority(request)
-        demand = self._demand(cost, parameters.num_images, held, priority, deadline)
-        self._check_deadline(request, parameters, demand, self.queue.row_steps_before(demand))
-        async with self.queue.place(demand):
-            self._check_deadline(request, parameters, demand, 0)
-            pixels = self.settings.max_input_pixels
-            end = deadline if request.allow_partial else math.inf
-            generation = Generation(parameters, self.family, self.services, pixels, self.pace, cost, end)
-            index = 0
-            async for event in generation.events():
-                response = to_response(event, parameters, self.family)
-                if response.HasField("done"):
-                    response.done.manifest.CopyFrom(
-                        manifest_message(self.services.weights(), self.services.engines())
-                    )
-                response.event_index = index
-                index += 1
-                yield response
+        with self.families.use(request.family) as served:
+            family, services = served.info, served.services
+            parameters = resolve(given_fields(request), family, self.settings)
+            cost = row_steps(parameters, family)
+            held, priority = input_bytes(parameters), given_priority(request)
+            demand = self._demand(cost, parameters.num_images, held, priority, deadline)
+            self._check_deadline(request, parameters, family, demand, self.queue.row_steps_before(demand))
+            async with self.queue.place(demand):
+                self._check_deadline(request, parameters, family, demand, 0)
+                pixels = self.settings.max_input_pixels
+                end = deadline if request.allow_partial else math.inf
+                generation = Generation(parameters, family, services, pixels, self.pace, cost, end)
+                index = 0
+                async for event in generation.events():
+                    response = to_response(event, parameters, family)
+                    if response.HasField("done"):
+                        response.done.manifest.CopyFrom(
+                            manifest_message(services.weights(), services.engines())
+                        )
+                    response.event_index = index
+                    index += 1
+                    yield response
 
     async def EditPrompt(
         self, request: gateway_pb2.EditPromptRequest, context: Context
     ) -> AsyncIterator[gateway_pb2.EditPromptResponse]:
         take_request_id(request.request_id)
-        parameters = resolve_edit(given_edit_fields(request), self.family, self.settings)
-        cost, held = edit_row_steps(parameters, self.family), input_bytes(parameters.source)
-        async with self.queue.place(self._demand(cost, 2, held, given_priority(request), self._deadline())):
-            edit = PromptEdit(parameters, self.family, self.services)
-            async for event in edit.events():
-                yield edit_response(event, parameters, self.family)
+        with self.families.use(request.family) as served:
+            family = served.info
+            parameters = resolve_edit(given_edit_fields(request), family, self.settings)
+            cost, held = edit_row_steps(parameters, family), input_bytes(parameters.source)
+            demand = self._demand(cost, 2, held, given_priority(request), self._deadline())
+            async with self.queue.place(demand):
+                edit = PromptEdit(parameters, family, served.services)
+                async for event in edit.events():
+                    yield edit_response(event, parameters, family)
 
     async def Compare(
         self, request: gateway_pb2.CompareRequest, context: Context
     ) -> AsyncIterator[gateway_pb2.CompareResponse]:
         take_request_id(request.request.request_id)
-        settings = resolved_settings(request, given_fields(request.request), self.family, self.settings)
-        cost, held = comparison_row_steps(settings, self.family), sum(map(input_bytes, settings))
-        priority, deadline = given_priority(request.request), self._deadline()
-        demand = self._demand(cost, settings[0].num_images, held, priority, deadline)
-        async with self.queue.place(demand):
-            pixels = self.settings.max_input_pixels
-            comparison = Comparison(settings, self.family, self.services, pixels, self.pace)
-            async for index, event in comparison.events():
-                yield gateway_pb2.CompareResponse(
-                    setting_index=index,
-                    label=request.settings[index].label or str(index),
-                    event=to_response(event, settings[index], self.family),
-                )
+        with self.families.use(request.request.family) as served:
+            family = served.info
+            settings = resolved_settings(request, given_fields(request.request), family, self.settings)
+            cost, held = comparison_row_steps(settings, family), sum(map(input_bytes, settings))
+            priority, deadline = given_priority(request.request), self._deadline()
+            demand = self._demand(cost, settings[0].num_images, held, priority, deadline)
+            async with self.queue.place(demand):
+                pixels = self.settings.max_input_pixels
+                comparison = Comparison(settings, family, served.services, pixels, self.pace)
+                async for index, event in comparison.events():
+                    yield gateway_pb2.CompareResponse(
+                        setting_index=index,
+                        label=request.settings[index].label or str(index),
+                        event=to_response(event, settings[index], family),
+                    )
 
     def _deadline(self) -> float:
         """Of the current call, by time.monotonic; infinity without one."""
@@ -224,6 +234,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         self,
         request: gateway_pb2.GenerateRequest,
         parameters: Parameters,
+        family: FamilyInfo,
         demand: Demand,
         row_steps_before: float,
     ) -> None:
@@ -233,5 +244,5 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         """
         goes_on = request.on_disconnect == gateway_pb2.ON_DISCONNECT_CONTINUE
         if math.isfinite(demand.deadline) and not request.allow_partial and not goes_on:
-            num_steps, left = num_evaluations(parameters, self.family), demand.deadline - time.monotonic()
-            self.pace.check(pace_key(parameters, self.family), num_steps, row_steps_before, left)
+            num_steps, left = num_evaluations(parameters, family), demand.deadline - time.monotonic()
+            self.pace.check(pace_key(parameters, family), num_steps, row_steps_before, left)

@@ -20,7 +20,7 @@ import psutil
 
 from tests.fuzz.mutation import Fuzzer
 from tests.fuzz.samples import samples
-from tests.rpcs import OPEN_INFERENCE, Rpc, all_rpcs, call
+from tests.rpcs import MODELS, OPEN_INFERENCE, Rpc, all_rpcs, call
 from tests.secured import Secured, key_of, running_secured
 
 DEADLINE_SECONDS = 10.0
@@ -80,7 +80,7 @@ class Places:
 
     async def call(self, rpc: Rpc, data: list[bytes], name: str) -> tuple[str, str]:
         """Code and details."""
-        place = next(self._in_turn) if rpc.service == OPEN_INFERENCE else rpc.service
+        place = next(self._in_turn) if rpc.service in (OPEN_INFERENCE, MODELS) else rpc.service
         if rpc.client_streaming:
             ended = await asyncio.to_thread(call, self._blocking[place], rpc, data, timeout=DEADLINE_SECONDS)
             return ended.code.name, ended.details

@@ -16,6 +16,7 @@ from sfumato_protos.v1 import (
     encoder_pb2,
     gateway_pb2,
     guidance_pb2,
+    model_pb2,
     tensor_pb2,
 )
 from tritonclient.grpc import service_pb2
@@ -65,7 +66,8 @@ def samples(path: str, request: type[Message]) -> list[list[Message]]:
 
 @cache
 def _samples() -> dict[str, list[list[Message]]]:
-    return {**_gateway(), **_editor(), **_encoder(), **_decoder(), **_denoiser(), **_open_inference()}
+    behind = {**_encoder(), **_decoder(), **_denoiser(), **_models(), **_open_inference()}
+    return {**_gateway(), **_editor(), **behind}
 
 
 def _gateway() -> dict[str, list[list[Message]]]:
@@ -102,6 +104,8 @@ def _gateway() -> dict[str, list[list[Message]]]:
         f"{prefix}EditPrompt": [[message] for message in edit],
         f"{prefix}Compare": [[compare]],
         f"{prefix}ListFamilies": [[families]],
+        f"{prefix}LoadFamily": [[gateway_pb2.LoadFamilyRequest(name="families/tiny")]],
+        f"{prefix}UnloadFamily": [[gateway_pb2.UnloadFamilyRequest(name="families/tiny")]],
     }
 
 
@@ -214,6 +218,21 @@ def _denoiser() -> dict[str, list[list[Message]]]:
             [opened, message(step=kept), message(gradient=gradient)],
             [edited, message(edit=edit)],
         ]
+    }
+
+
+def _models() -> dict[str, list[list[Message]]]:
+    named: dict[str, Any] = {"family": "families/none", "revision": 1}
+    prefix = "/sfumato.v1.ModelService/"
+    infos: dict[str, Message] = {
+        "Encoder": encoder_pb2.GetEncoderInfoRequest(family="families/tiny"),
+        "Decoder": decoder_pb2.GetDecoderInfoRequest(family="families/tiny"),
+        "Denoiser": denoiser_pb2.GetDenoiserInfoRequest(family="families/tiny"),
+    }
+    return {
+        **{f"/sfumato.v1.{name}Service/Get{name}Info": [[info]] for name, info in infos.items()},
+        f"{prefix}LoadModel": [[model_pb2.LoadModelRequest(**named)]],
+        f"{prefix}UnloadModel": [[model_pb2.UnloadModelRequest(**named)]],
     }
 
 

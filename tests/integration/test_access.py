@@ -21,7 +21,11 @@ from tests.rpcs import BEHIND, Rpc, all_rpcs, call, doors
 from tests.secured import KEYS, Secured, credentials_json, key_of
 
 PATHS = pytest.mark.parametrize("rpc", doors(), ids=lambda rpc: rpc.path)
-NAMED = [rpc for rpc in doors() if "name" in rpc.request.DESCRIPTOR.fields_by_name]
+NAMED = [
+    rpc
+    for rpc in doors()
+    if "name" in rpc.request.DESCRIPTOR.fields_by_name and rpc.service != "sfumato.v1.GatewayService"
+]
 METHOD = "deep-image-prior"
 
 
@@ -121,6 +125,13 @@ def test_the_admin_scope_sees_all_operations_and_makes_none(secured: Secured, ac
             with pytest.raises(SfumatoError) as error:
                 refused()
             assert error.value.code == "PERMISSION_DENIED"
+
+
+def test_only_whoever_runs_the_deployment_loads_families(secured: Secured) -> None:
+    for name, code in (("acme", "PERMISSION_DENIED"), ("admin", "FAILED_PRECONDITION")):
+        with secured.client(name) as client, pytest.raises(SfumatoError) as error:
+            client.load_family("other")
+        assert error.value.code == code  # the services of these tests have no folder of families
 
 
 def test_an_rpc_that_is_not_mapped_is_refused_and_one_behind_is_not_there(channel: grpc.Channel) -> None:

@@ -63,10 +63,10 @@ async def test_one_that_goes_wrong_is_taken_out_and_comes_back_when_it_is_right(
     right, wrong = Denoiser(), Denoiser()
     async with serving(right, wrong) as (canary, replicas):
         await canary.look()
-        assert [replica.sound for replica in replicas.current] == [True, True]
+        assert [replica.own.sound for replica in replicas.current] == [True, True]
         wrong.factor = 2.0001
         await canary.look()
-        assert [replica.sound for replica in replicas.current] == [True, False]
+        assert [replica.own.sound for replica in replicas.current] == [True, False]
         assert not canary.all_unsound
         before = wrong.num_steps
         for _ in range(3):
@@ -76,7 +76,7 @@ async def test_one_that_goes_wrong_is_taken_out_and_comes_back_when_it_is_right(
         assert wrong.num_steps == before
         wrong.factor = 2.0
         await canary.look()
-        assert [replica.sound for replica in replicas.current] == [True, True]
+        assert [replica.own.sound for replica in replicas.current] == [True, True]
 
 
 async def test_with_all_of_them_wrong_the_gateway_says_that_it_is_not_ready() -> None:
@@ -99,8 +99,8 @@ async def test_other_weights_may_give_other_bits() -> None:
     other.factor = 5.0
     async with serving(one, other) as (canary, replicas):
         await canary.look()
-        assert [replica.sound for replica in replicas.current] == [True, True]
-        assert [replica.weights_digest for replica in replicas.current] == ["w1", "w2"]
+        assert [replica.own.sound for replica in replicas.current] == [True, True]
+        assert [replica.own.weights_digest for replica in replicas.current] == ["w1", "w2"]
 
 
 async def test_one_that_promises_no_bits_is_not_judged() -> None:
@@ -109,7 +109,7 @@ async def test_one_that_promises_no_bits_is_not_judged() -> None:
         await canary.look()
         denoiser.factor = 3.0
         await canary.look()
-        assert [replica.sound for replica in replicas.current] == [True]
+        assert [replica.own.sound for replica in replicas.current] == [True]
         assert denoiser.num_steps == 2
 
 
@@ -125,4 +125,4 @@ async def test_one_that_is_busy_or_silent_is_not_judged() -> None:
         replicas.current[1].stub = denoiser_pb2_grpc.DenoiserServiceStub(replicas.current[1].channel)
         await asyncio.wait_for(canary.look(), 30)
         assert busy.num_steps == steps
-        assert [replica.sound for replica in replicas.current] == [True, True]
+        assert [replica.own.sound for replica in replicas.current] == [True, True]

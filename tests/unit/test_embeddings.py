@@ -67,6 +67,15 @@ async def test_the_least_recently_used_goes_when_bytes_run_out() -> None:
     assert encoder.texts[4:] == ["dddd", "dddd"]
 
 
+async def test_families_have_their_own_encodings_whichever_was_asked_last() -> None:
+    cache, one, other = EmbeddingsCache(2**20), Encoder(), Encoder()
+    other.weights = "second"
+    for _ in range(2):
+        assert float((await cache.encoded(["a cat"], "", one)).prompt_embeds.max()) == 5
+        assert float((await cache.encoded(["a cat"], "", other, "families/b")).prompt_embeds.max()) == 105
+    assert one.texts == other.texts == ["a cat"]
+
+
 async def test_an_adapters_encoding_is_another() -> None:
     cache, encoder = EmbeddingsCache(2**20), Encoder()
     plain = await cache.encoded(["a cat"], "", encoder)

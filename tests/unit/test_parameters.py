@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sfumato.common.errors import InvalidArgument, NotFound, SfumatoError
+from sfumato.common.errors import InvalidArgument, SfumatoError
 from sfumato.gateway.config import GatewaySettings
 from sfumato.gateway.parameters import FamilyInfo, resolve
 
@@ -51,11 +51,6 @@ def test_an_area_beyond_the_limit_says_the_limit(side: int) -> None:
 def test_options_of_an_image_need_an_image(given: dict[str, Any]) -> None:
     with pytest.raises(SfumatoError):
         resolve({"prompt": "a", **given}, FAMILY, SETTINGS)
-
-
-def test_another_family_is_not_found() -> None:
-    with pytest.raises(NotFound, match="families/f"):
-        resolve({"prompt": "a", "family": "families/other"}, FAMILY, SETTINGS)
 
 
 def test_attention_maps_of_a_family_without_cross_attention_are_refused() -> None:

@@ -59,6 +59,16 @@ def serve(
     port: Annotated[int, typer.Option(help="Port of the gateway.")] = 50051,
     host: Annotated[str, typer.Option(help="Address of the gateway.")] = "127.0.0.1",
     denoisers: Annotated[int, typer.Option(min=1, help="Denoiser processes.")] = 1,
+    families: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="SFUMATO_FAMILIES",
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            help="Folder of further families, for `sfumato models load NAME`.",
+        ),
+    ] = None,
     log_dir: Annotated[
         Path | None, typer.Option(help="Where the logs go. Default: a new folder in /tmp.")
     ] = None,
@@ -93,7 +103,11 @@ def serve(
     SIGTERM or Ctrl-C drains: running requests end, then the services stop. Edits are saved, and go on at the
     next start with the same --state-dir.
 
-    Example: sfumato serve --port 50051 --denoisers 2
+    Examples:
+
+      sfumato serve --port 50051 --denoisers 2
+
+      sfumato serve --family families/sd15 --families families     # and: sfumato models load NAME
     """
     stop = threading.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -106,7 +120,8 @@ def serve(
         "SFUMATO_EDITOR_CLIP": clip or None,
     }
     settings = {name: str(value) for name, value in given.items() if value is not None}
-    with readable_errors(), own_stack(family, port, host, denoisers, log_dir, True, settings) as stack:
+    started = own_stack(family, port, host, denoisers, log_dir, True, settings, families)
+    with readable_errors(), started as stack:
         threading.Thread(target=stack.watch, daemon=True).start()
         print(stack.ready_line(), flush=True)
         while not stop.wait(0.2):

@@ -14,6 +14,7 @@ from sfumato_client.async_edits import AsyncEdits
 from sfumato_client.comparison import ComparisonResult, build_comparison
 from sfumato_client.edits import Edits
 from sfumato_client.errors import from_rpc_error
+from sfumato_client.families import AsyncFamilies, Families
 from sfumato_client.prompt_edits import EditPromptOptions, EditPromptResult, build_edit_prompt
 from sfumato_client.rejoin import Rejoin
 from sfumato_client.requests import GenerateOptions, build_request
@@ -32,7 +33,7 @@ CHANNEL_OPTIONS = (
 )
 
 
-class Client(Edits):
+class Client(Edits, Families):
     """Calls a gateway and blocks. A context manager; safe to share between threads."""
 
     def __init__(
@@ -129,14 +130,6 @@ class Client(Edits):
         finally:
             call.cancel()
 
-    def list_families(self) -> list[gateway_pb2.Family]:
-        """The families served, and what each can do."""
-        try:
-            request = gateway_pb2.ListFamiliesRequest()
-            return list(self._stub.ListFamilies(request, timeout=self.timeout).families)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
-
     def close(self) -> None:
         """Closes the channel; running calls are cancelled."""
         self._channel.close()
@@ -150,7 +143,7 @@ class Client(Edits):
         self.close()
 
 
-class AsyncClient(AsyncEdits):
+class AsyncClient(AsyncEdits, AsyncFamilies):
     """Calls a gateway from asyncio. An async context manager."""
 
     def __init__(
@@ -239,14 +232,6 @@ class AsyncClient(AsyncEdits):
         finally:
             call.cancel()
         return result
-
-    async def list_families(self) -> list[gateway_pb2.Family]:
-        """The families served, and what each can do."""
-        try:
-            request = gateway_pb2.ListFamiliesRequest()
-            return list((await self._stub.ListFamilies(request, timeout=self.timeout)).families)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
 
     async def close(self) -> None:
         """Closes the channel; running calls are cancelled."""

@@ -39,6 +39,10 @@ FamilyDir = Annotated[
         "--family", envvar="SFUMATO_FAMILY", metavar="DIR", help="Model family. Default: the emoji family."
     ),
 ]
+Model = Annotated[
+    str,
+    typer.Option("--model", metavar="NAME", help="Family of the gateway, as `sfumato models` lists them."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
@@ -157,13 +161,14 @@ def own_stack(
     log_dir: Path | None,
     editor: bool = False,
     settings: dict[str, str] | None = None,
+    families: Path | None = None,
 ) -> Iterator[Stack]:
     """A local stack, its logs in a folder that is made for it unless one is given."""
     with contextlib.ExitStack() as stack:
         logs = log_dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sfumato-")))
         started = local_stack(
             family or default_family(), port=port, host=host, denoisers=denoisers, log_dir=logs,
-            editor=editor, settings=settings,
+            editor=editor, settings=settings, families=families,
         )  # fmt: skip
         yield stack.enter_context(started)
 

@@ -7,6 +7,7 @@ from typing import TypedDict
 
 from sfumato_protos.v1 import decoder_pb2, gateway_pb2
 
+from sfumato_client.requests import family_name
 from sfumato_client.results import GeneratedImage
 
 KINDS: tuple[str, ...] = ("replace", "refine")
@@ -70,6 +71,7 @@ def build_edit_prompt(
     """
     request = gateway_pb2.EditPromptRequest(prompt=prompt, target_prompt=target_prompt)
     given = {name: value for name, value in options.items() if value is not None}
+    given["family"] = family_name(options.get("family", ""))
     for word, scale in options.get("weights", {}).items():
         request.weights.add(word=word, scale=scale)
     request.blend_words.extend(options.get("blend_words", ()))

@@ -59,6 +59,8 @@ def build_request(prompt: str, options: GenerateOptions) -> gateway_pb2.Generate
     for name, value in options.items():
         if value is None or name in OPTIONS:
             continue
+        if name == "family":
+            value = family_name(str(value))
         if name == "scheduler":
             value = scheduler_value(str(value))
         elif name == "image_format":
@@ -78,6 +80,11 @@ def build_request(prompt: str, options: GenerateOptions) -> gateway_pb2.Generate
             continue
         setattr(request, name, value)
     return request
+
+
+def family_name(name: str) -> str:
+    """ "families/{id}" of that or of the id alone; "" stays."""
+    return name if not name or name.startswith("families/") else f"families/{name}"
 
 
 def scheduler_value(name: str) -> gateway_pb2.Scheduler.ValueType:

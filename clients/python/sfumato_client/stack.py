@@ -146,6 +146,7 @@ def local_stack(
     log_dir: Path,
     editor: bool = False,
     metrics: bool = False,
+    families: Path | None = None,
     settings: dict[str, str] | None = None,
 ) -> Iterator[Stack]:
     """Runs all services until the block ends.
@@ -158,6 +159,7 @@ def local_stack(
         log_dir: folder for one log file per service.
         editor: whether to start the editor; its state lies where SFUMATO_EDITOR_STATE_DIR says.
         metrics: whether each service has a Prometheus port, in its metrics_port.
+        families: folder of further families, which may be loaded at run time.
         settings: further environment variables of the services.
 
     Raises:
@@ -168,6 +170,9 @@ def local_stack(
     if not (family / "model_index.json").is_file():
         raise StackError(f"{family} is no model family: it has no model_index.json; give --family DIR")
     log_dir.mkdir(parents=True, exist_ok=True)
+    if families is not None:
+        own = {f"SFUMATO_{name}_FAMILIES": str(families) for name in ("ENCODER", "DECODER", "DENOISER")}
+        settings = {**own, **(settings or {})}
     stack = _configure(family, port, host, denoisers, log_dir, editor, settings or {})
     for service in stack.services if metrics else ():
         service.metrics_port = free_port()

@@ -13,6 +13,7 @@ from sfumato_client.console import (
     SUFFIXES,
     AsJson,
     FamilyDir,
+    Model,
     Target,
     gateway,
     readable_errors,
@@ -38,6 +39,7 @@ def attention(
     ] = "largest",
     target: Target = "",
     family: FamilyDir = None,
+    model: Model = "",
     timeout: Annotated[float, typer.Option(help="Deadline in seconds.")] = TIMEOUT_SECONDS,
     as_json: AsJson = False,
 ) -> None:
@@ -53,6 +55,7 @@ def attention(
     """
     _check(output, scheduler, layers)
     options: GenerateOptions = {
+        "family": model,
         "seed": seed,
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,

@@ -15,13 +15,14 @@ from sfumato_client.console import (
     SUFFIXES,
     AsJson,
     FamilyDir,
+    Model,
     Target,
     gateway,
     readable_errors,
     stderr,
 )
 from sfumato_client.guidance import GUIDANCE_KINDS, kind_name
-from sfumato_client.requests import SCHEDULERS, GenerateOptions
+from sfumato_client.requests import SCHEDULERS, GenerateOptions, family_name
 from sfumato_client.results import GeneratedImage
 
 KINDS = ("none", "clip", "noised-clip", "cfg")
@@ -44,6 +45,7 @@ def compare(
     ] = None,
     target: Target = "",
     family: FamilyDir = None,
+    model: Model = "",
     timeout: Annotated[float, typer.Option(help="Deadline in seconds.")] = TIMEOUT_SECONDS,
     as_json: AsJson = False,
 ) -> None:
@@ -59,10 +61,11 @@ def compare(
     """
     _check(output, scheduler, kind or [])
     options: GenerateOptions = {
+        "family": model,
         "num_inference_steps": steps, "scheduler": scheduler, "seed": seed, "num_images": seeds,
     }  # fmt: skip
     with readable_errors(), gateway(target, family, timeout) as client:
-        kinds = kind or _served(client)
+        kinds = kind or _served(client, model)
         settings = {name: _setting(name, guidance_scale, clip_guidance_scale) for name in kinds}
         result = _with_progress(client, prompt, settings, options)
         buffer = io.BytesIO()
@@ -90,9 +93,11 @@ def _check(output: Path, scheduler: str, kinds: list[str]) -> None:
             raise typer.BadParameter(message, param_hint=f"--{option}")
 
 
-def _served(client: Client) -> list[str]:
+def _served(client: Client, model: str) -> list[str]:
     """The kinds of the comparison that the family has; says which it lacks."""
-    served = {kind_name(value) for value in client.list_families()[0].guidance_kinds}
+    families = client.list_families()
+    family = next((one for one in families if one.name == family_name(model)), families[0])
+    served = {kind_name(value) for value in family.guidance_kinds}
     lacking = [name for name in KINDS if name not in served]
     if lacking:
         stderr.print(f"[yellow]warning[/yellow]: this family has no {', '.join(lacking)}", highlight=False)

@@ -12,6 +12,7 @@ from sfumato_client.console import (
     SUFFIXES,
     AsJson,
     FamilyDir,
+    Model,
     Target,
     gateway,
     readable_errors,
@@ -58,6 +59,7 @@ def edit_prompt(
     guidance_scale: Annotated[float, typer.Option(help="How strictly the words are followed.")] = 5.0,
     target: Target = "",
     family: FamilyDir = None,
+    model: Model = "",
     timeout: Annotated[float, typer.Option(help="Deadline in seconds.")] = TIMEOUT_SECONDS,
     as_json: AsJson = False,
 ) -> None:
@@ -81,6 +83,7 @@ def edit_prompt(
     if kind is not None and kind not in KINDS:
         raise typer.BadParameter(f"must be one of {', '.join(KINDS)}, but is {kind}", param_hint="--kind")
     options: EditPromptOptions = {
+        "family": model,
         "image": image,
         "weights": dict(map(_weight, reweight or [])),
         "blend_words": blend or [],

@@ -12,6 +12,7 @@ from sfumato_client.console import (
     SUFFIXES,
     AsJson,
     FamilyDir,
+    Model,
     Target,
     gateway,
     progress_of,
@@ -92,6 +93,7 @@ def generate(
     ] = None,
     target: Target = "",
     family: FamilyDir = None,
+    model: Model = "",
     timeout: Annotated[
         float, typer.Option("--timeout", "--deadline", help="Deadline in seconds.")
     ] = TIMEOUT_SECONDS,
@@ -131,6 +133,7 @@ def generate(
             message = f"must be one of {', '.join(known)}, but is {value}"
             raise typer.BadParameter(message, param_hint=f"--{option}")
     options: GenerateOptions = {
+        "family": model,
         "negative_prompt": negative_prompt,
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,

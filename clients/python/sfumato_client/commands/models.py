@@ -1,8 +1,9 @@
-"""`sfumato models`: what a gateway serves, what a family folder holds, and published weights as a family."""
+"""`sfumato models`: what a gateway serves and loads, what a family folder holds, published weights as one."""
 
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,9 +12,17 @@ from google.protobuf.json_format import MessageToDict
 from rich.console import Console
 from rich.table import Column, Table
 
-from sfumato_client.console import AsJson, FamilyDir, Target, fail, gateway, readable_errors, stderr
+from sfumato_client.console import AsJson, FamilyDir, Target, connect, fail, gateway, readable_errors, stderr
 
-models_app = typer.Typer(help="List the families served; check and import weights.")
+models_app = typer.Typer(help="List, load and unload the families served; check and import weights.")
+
+Name = Annotated[str, typer.Argument(help="The family's folder's name, with or without families/.")]
+Gateway = Annotated[
+    str,
+    typer.Option(
+        "--target", envvar="SFUMATO_TARGET", metavar="HOST:PORT", help="Gateway of `sfumato serve`."
+    ),
+]
 
 
 @models_app.callback(invoke_without_command=True)
@@ -24,19 +33,60 @@ def models(
     if context.invoked_subcommand is not None:
         return
     with readable_errors(), gateway(target, family, editor=True) as client:
-        families = client.list_families()
+        response = client.families_and_limits()
+    families = response.families
     if as_json:
         print(json.dumps([MessageToDict(entry, preserving_proto_field_name=True) for entry in families]))
         return
     # Names are for copying; the adapters' column is there where there are any.
     adapters = ["adapters"] if any(entry.adapters for entry in families) else []
     name = Column("family", no_wrap=True)
-    table = Table(name, "methods", "default size", "largest", "prompt tokens", *adapters)
+    table = Table(name, "methods", "default size", "largest", "prompt tokens", "memory, MiB", *adapters)
     for entry in families:
         size, largest = f"{entry.default_width}x{entry.default_height}", f"{entry.max_pixels} pixels"
-        row = [entry.name, ", ".join(entry.methods), size, largest, str(entry.max_tokens)]
+        memory = _by_service(entry.memory_bytes)
+        row = [entry.name, ", ".join(entry.methods), size, largest, str(entry.max_tokens), memory]
         table.add_row(*row, *([", ".join(entry.adapters)] if adapters else []))
     Console().print(table)
+    print(f"memory for families, MiB: {_by_service(response.memory_limit_bytes)}")
+    if response.loadable:
+        print(f"can be loaded: {', '.join(response.loadable)}")
+
+
+def _by_service(num_bytes: Mapping[str, int]) -> str:
+    """MiB of each."""
+    return ", ".join(f"{name} {value / 2**20:,.0f}" for name, value in sorted(num_bytes.items()))
+
+
+@models_app.command()
+def load(
+    name: Name,
+    target: Gateway = "127.0.0.1:50051",
+    timeout: Annotated[float, typer.Option(help="Seconds; then it goes on loading.")] = 1800.0,
+) -> None:
+    """Load a family beside those that are served, from the services' folder of families.
+
+    Refused, with the figures, where it would not fit into memory. With credentials: needs the scope admin.
+
+    Example: sfumato serve --families families & sfumato models load sd15
+    """
+    with readable_errors(), connect(target, timeout) as client, stderr.status(f"loading {name}"):
+        family = client.load_family(name)
+    print(f"{family.name}: memory, MiB: {_by_service(family.memory_bytes)}")
+
+
+@models_app.command()
+def unload(
+    name: Name,
+    target: Gateway = "127.0.0.1:50051",
+    timeout: Annotated[float, typer.Option(help="Seconds; then it goes on.")] = 1800.0,
+) -> None:
+    """Let a family go: its running requests end, then its memory is freed. Not the default one.
+
+    Example: sfumato models unload sd15
+    """
+    with readable_errors(), connect(target, timeout) as client, stderr.status(f"unloading {name}"):
+        client.unload_family(name)
 
 
 @models_app.command()

@@ -1,0 +1,130 @@
+"""Every replica of encoder, denoiser and decoder, one by one: for what each of them has to do.
+
+Calls of requests go to some replica, by round robin; a family is loaded at all.
+"""
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from sfumato_protos.v1 import model_pb2, model_pb2_grpc
+
+from sfumato.common import calls
+from sfumato.gateway.channels import ModelServices
+from sfumato.gateway.failures import calling
+from sfumato.gateway.replicas import DNS, Held, Replica, addresses
+
+LIST_SECONDS = 2.0
+UNLOADED = model_pb2.MODEL_STATE_UNLOADED
+LOADED = model_pb2.MODEL_STATE_LOADED
+
+
+@dataclass(frozen=True)
+class ModelReplica:
+    """One of them.
+
+    Attributes:
+        service: encoder, denoiser or decoder.
+        denoiser: what trajectories know it by, where it is one.
+    """
+
+    service: str
+    target: str
+    stub: "model_pb2_grpc.ModelServiceAsyncStub"
+    denoiser: Replica | None = None
+
+    async def load(self, family: str, revision: int) -> None:
+        """Takes as long as it takes, whatever the deadline of the call that asks.
+
+        Raises:
+            Unavailable, ForwardedError: it does not answer, or refuses.
+        """
+        request = model_pb2.LoadModelRequest(family=family, revision=revision)
+        with calling(self.service, self.target):
+            await self.stub.LoadModel(request, metadata=calls.outgoing()["metadata"])
+
+    async def unload(self, family: str, revision: int) -> None:
+        """As load."""
+        request = model_pb2.UnloadModelRequest(family=family, revision=revision)
+        with calling(self.service, self.target):
+            await self.stub.UnloadModel(request, metadata=calls.outgoing()["metadata"])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a replica said that it holds."""
+
+    replica: ModelReplica
+    models: dict[str, model_pb2.Model]
+    loadable: frozenset[str]
+    limit_bytes: int
+
+    def holds(self, family: str) -> bool:
+        """Whether it can be used there."""
+        return family in self.models and self.models[family].state == LOADED
+
+    def revision(self, family: str) -> int:
+        """Of the last wish that it knows; 0: none."""
+        return self.models[family].revision if family in self.models else 0
+
+
+class ModelReplicas:
+    """Those that there are just now."""
+
+    def __init__(self, services: ModelServices) -> None:
+        self._services = services
+        self._channels: dict[tuple[str, str], Any] = {}  # of encoders and decoders, by service and address
+
+    async def answers(self) -> list[Answer]:
+        """Of all that answer; denoisers are noted to have what they say."""
+        found = await asyncio.gather(*(self._ask(replica) for replica in await self._all()))
+        return [answer for answer in found if answer is not None]
+
+    async def _all(self) -> list[ModelReplica]:
+        settings, stub = self._services.settings, model_pb2_grpc.ModelServiceStub
+        replicas = [
+            ModelReplica("denoiser", replica.target, stub(replica.channel), replica)
+            for replica in self._services.replicas.current
+        ]
+        wanted: dict[tuple[str, str], str] = {}
+        for service, target in (("encoder", settings.encoder_target), ("decoder", settings.decoder_target)):
+            hosts = {target: ""}
+            if target.startswith(DNS):
+                hosts = {}
+                with contextlib.suppress(OSError):
+                    hosts = await addresses(target.removeprefix(DNS))
+            wanted |= {(service, address): host for address, host in hosts.items()}
+        for key in self._channels.keys() - wanted.keys():
+            await self._channels.pop(key).close()
+        for (service, address), host in wanted.items():
+            channel = self._channels.get((service, address))
+            if channel is None:
+                channel = self._channels[service, address] = self._services.open_channel(address, host)
+            replicas.append(ModelReplica(service, address, stub(channel)))
+        return replicas
+
+    async def _ask(self, replica: ModelReplica) -> Answer | None:
+        try:
+            said = await replica.stub.ListModels(model_pb2.ListModelsRequest(), timeout=LIST_SECONDS)
+        except grpc.aio.AioRpcError:
+            return None
+        models = {model.family: model for model in said.models}
+        answer = Answer(replica, models, frozenset(said.loadable), said.memory_limit_bytes)
+        if replica.denoiser is not None:  # its own family is the first
+            _note(replica.denoiser, {name for name in list(models)[1:] if answer.holds(name)})
+        return answer
+
+    async def close(self) -> None:
+        """Closes the channels that are its own."""
+        for channel in self._channels.values():
+            await channel.close()
+
+
+def _note(denoiser: Replica, families: set[str]) -> None:
+    """Trajectories of a family go where it is."""
+    for gone in denoiser.families.keys() - families - {""}:
+        del denoiser.families[gone]
+    for new in families - denoiser.families.keys():
+        denoiser.families[new] = Held()

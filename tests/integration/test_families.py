@@ -1,0 +1,205 @@
+"""Several families side by side: loaded, used, refused and let go while others serve."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sfumato_client import AsyncClient, Client, SfumatoError
+from sfumato_client.stack import Stack, local_stack
+from tests.integration.test_faults import bring_back
+from tests.tiny_family import save_tiny_family
+from tests.tiny_variants import save_lcm, save_sdxl, save_v_prediction
+
+ENGINES = {f"SFUMATO_{name}_ENGINE": "torch" for name in ("ENCODER", "DECODER", "DENOISER")}
+THREADS = {f"SFUMATO_{name}_NUM_THREADS": "1" for name in ("ENCODER", "DECODER", "DENOISER")}
+REQUEST: dict[str, Any] = {"seed": 3, "num_inference_steps": 6, "guidance_scale": 4.0, "scheduler": "euler"}
+DECODER_BYTES = 120 * 2**20  # three tiny families; each is a little more than the allowance of 32 MiB
+# SDXL has other text encoders, a pooled embedding and another UNet.
+NAMES = ("", "sdxl", "v_prediction")
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of families."""
+    folder = tmp_path_factory.mktemp("of-families")
+    save_sdxl(folder / "sdxl")
+    save_v_prediction(folder / "v_prediction")
+    save_lcm(folder / "lcm")
+    broken = save_tiny_family(folder / "broken")
+    with (broken / "vae" / "diffusion_pytorch_model.safetensors").open("r+b") as file:
+        file.truncate(10_000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(families: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """All services, two denoisers."""
+    folder = tmp_path_factory.mktemp("families")
+    family = save_tiny_family(folder / "tiny")
+    settings = {**ENGINES, **THREADS, "SFUMATO_GATEWAY_RESOLVE_SECONDS": "0.5"}
+    settings["SFUMATO_DECODER_MODEL_MEMORY_BYTES"] = str(DECODER_BYTES)
+    with local_stack(family, denoisers=2, log_dir=folder, families=families, settings=settings) as stack:
+        yield stack
+
+
+@pytest.fixture
+async def client(served: Stack) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(served.target, timeout=120) as opened:
+        yield opened
+
+
+async def image(client: AsyncClient, family: str, **options: Any) -> bytes:
+    """Of the same request."""
+    result = await client.generate("a cat", family=family, **{**REQUEST, **options})
+    assert result.parameters.family == f"families/{family or 'tiny'}"
+    return result.images[0].data
+
+
+async def loaded(client: AsyncClient) -> list[str]:
+    """Names of those served."""
+    return [family.name for family in await client.list_families()]
+
+
+async def test_families_give_the_same_bits_side_by_side_as_each_alone(
+    client: AsyncClient, families: Path, tmp_path: Path
+) -> None:
+    alone = {"": await image(client, "")}
+    with local_stack(families / "sdxl", log_dir=tmp_path, settings=ENGINES | THREADS) as stack:
+        async with AsyncClient(stack.target, timeout=120) as other:
+            alone["sdxl"] = await image(other, "sdxl")
+    running = asyncio.create_task(image(client, "", num_inference_steps=60))
+    for name in NAMES[1:]:
+        family = await client.load_family(name)
+        assert family.name == f"families/{name}"
+        assert set(family.memory_bytes) == {"encoder", "denoiser", "decoder"}
+    during = await running
+    alone["v_prediction"] = await image(client, "v_prediction")
+    assert len(set(alone.values())) == len(NAMES)
+    assert during == await image(client, "", num_inference_steps=60)
+    order = [*NAMES, *reversed(NAMES), *NAMES]
+    images = await asyncio.gather(*(image(client, name) for name in order))
+    assert images == [alone[name] for name in order]
+
+
+async def test_every_kind_of_request_goes_to_its_family(client: AsyncClient) -> None:
+    await client.load_family("sdxl")
+    for options in ({"guidance": "clip"}, {"guidance": "cfg+noised-clip"}, {"attention_maps": {}}):
+        given = {"seed": 1, "num_inference_steps": 2, **options}
+        own, other = [
+            (await client.generate("a cat", family=name, **given)).images[0].data for name in ("", "sdxl")
+        ]
+        assert own != other
+    edited = await client.edit_prompt("a cat", "a dog", family="sdxl", seed=1, num_inference_steps=2)
+    assert edited.parameters.family == "families/sdxl"
+    kinds = {"plain": {"guidance": "none"}, "clip": {"guidance": "clip"}}
+    compared = await client.compare("a cat", kinds, family="sdxl", seed=1, num_inference_steps=2)
+    assert {made.parameters.family for made in compared.generations.values()} == {"families/sdxl"}
+    weights = (await client.generate("a cat", family="sdxl", **REQUEST)).weights
+    assert weights != (await client.generate("a cat", **REQUEST)).weights
+
+
+async def test_what_cannot_be_is_refused_with_what_there_is(client: AsyncClient) -> None:
+    for name, field in (("nowhere", "family"), ("../tiny", "family")):
+        with pytest.raises(SfumatoError, match="families/tiny") as refused:
+            await client.generate("a cat", family=name)
+        assert (refused.value.code, refused.value.field) == ("NOT_FOUND", field)
+        with pytest.raises(SfumatoError, match="families/lcm, families/sdxl") as refused:
+            await client.load_family(name)
+        assert (refused.value.code, refused.value.field) == ("NOT_FOUND", "name")
+    with pytest.raises(SfumatoError, match="is the default family") as refused:
+        await client.unload_family("tiny")
+    assert refused.value.code == "FAILED_PRECONDITION"
+    with pytest.raises(SfumatoError) as refused:
+        await client.unload_family("lcm")
+    assert refused.value.code == "NOT_FOUND"
+
+
+async def test_one_that_a_service_cannot_load_is_kept_by_none(client: AsyncClient) -> None:
+    with pytest.raises(SfumatoError, match=r"broken/vae/.* is cut short") as refused:
+        await client.load_family("broken")
+    assert refused.value.code == "FAILED_PRECONDITION"
+    response = await client.families_and_limits()
+    assert "families/broken" in response.loadable
+    assert "families/broken" not in [family.name for family in response.families]
+
+
+async def test_more_than_the_memory_is_refused_and_kept_by_none(client: AsyncClient) -> None:
+    for name in NAMES[1:]:
+        await client.load_family(name)
+    response = await client.families_and_limits()
+    assert response.memory_limit_bytes["decoder"] == DECODER_BYTES
+    assert sum(family.memory_bytes["decoder"] for family in response.families) <= DECODER_BYTES
+    with pytest.raises(SfumatoError, match="SFUMATO_DECODER_MODEL_MEMORY_BYTES") as refused:
+        await client.load_family("lcm")
+    assert (refused.value.code, refused.value.field) == ("RESOURCE_EXHAUSTED", "family")
+    assert str(DECODER_BYTES) in refused.value.limit
+    assert "families/lcm" in refused.value.value
+    assert await loaded(client) == ["families/tiny", "families/sdxl", "families/v_prediction"]
+    await client.unload_family("v_prediction")
+    await client.load_family("lcm")
+    accepted = (await client.generate("a cat", family="lcm", seed=1)).parameters
+    assert accepted.num_inference_steps == 4  # its own usual sampling
+    await client.unload_family("lcm")
+
+
+async def test_unloading_lets_running_requests_end_and_refuses_new_ones(client: AsyncClient) -> None:
+    await client.load_family("v_prediction")
+    undisturbed = await image(client, "v_prediction", num_inference_steps=100)
+    started = asyncio.Event()
+
+    async def run() -> bytes:
+        data = b""
+        request = {**REQUEST, "num_inference_steps": 100}
+        async for event in client.generate_events("a cat", family="v_prediction", **request):
+            started.set()
+            data = event.image.data or data
+        return data
+
+    running = asyncio.create_task(run())
+    await started.wait()
+    unloading = asyncio.create_task(client.unload_family("v_prediction"))
+    await asyncio.sleep(0.1)
+    with pytest.raises(SfumatoError) as refused:
+        await image(client, "v_prediction")
+    assert refused.value.code == "NOT_FOUND"
+    assert not unloading.done()
+    assert await running == undisturbed
+    await unloading
+    assert "families/v_prediction" not in await loaded(client)
+    await client.load_family("v_prediction")
+    assert await image(client, "v_prediction", num_inference_steps=100) == undisturbed
+
+
+async def test_services_that_start_again_are_brought_the_families(client: AsyncClient, served: Stack) -> None:
+    await client.load_family("sdxl")
+    before = await image(client, "sdxl")
+    gone = served.denoisers[0], served.encoder, served.gateway
+    for service in gone:
+        service.process.kill()
+    await asyncio.gather(*(asyncio.to_thread(bring_back, service) for service in gone))
+    assert await until_made(client, "sdxl") == before
+    served.denoisers[1].process.kill()  # so that it is the one that started again
+    assert await until_made(client, "sdxl") == before
+    await asyncio.to_thread(bring_back, served.denoisers[1])
+
+
+async def until_made(client: AsyncClient, family: str) -> bytes:
+    """The image, as soon as the services agree again."""
+    end = time.monotonic() + 30
+    while True:
+        try:
+            return await image(client, family)
+        except SfumatoError as error:
+            if error.code not in ("UNAVAILABLE", "NOT_FOUND") or time.monotonic() > end:
+                raise
+        await asyncio.sleep(0.2)
+
+
+def test_without_a_folder_of_families_the_refusal_says_how_to_set_one(tiny_stack: Stack) -> None:
+    with Client(tiny_stack.target) as client, pytest.raises(SfumatoError, match="_FAMILIES") as refused:
+        client.load_family("sdxl")
+    assert refused.value.code == "FAILED_PRECONDITION"

@@ -1,0 +1,194 @@
+"""Families of one service: what loading takes and leaves, and what a name may be."""
+
+import asyncio
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from sfumato.common.config import FamiliesSettings
+from sfumato.common.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
+from sfumato.common.families import Families, Source
+from sfumato.common.model_memory import ALLOWANCE_BYTES, free_bytes, model_bytes
+from sfumato.decoder.config import DecoderSettings
+from sfumato.decoder.servicer import DecoderServicer
+from sfumato.denoiser.conditioning import Conditioning
+from sfumato.denoiser.config import DenoiserSettings
+from sfumato.denoiser.servicer import DenoiserServicer
+from sfumato.encoder.config import EncoderSettings
+from sfumato.encoder.servicer import EncoderServicer
+from tests.tiny_family import save_tiny_family
+
+CPU = torch.device("cpu")
+OTHER = "families/other"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of families: own and other."""
+    root = tmp_path_factory.mktemp("families")
+    for name in ("own", "other"):
+        save_tiny_family(root / name)
+    return root
+
+
+def families(folder: Path, load: Callable[[Path], Any], num_bytes: int = 10, limit: int = 0) -> Families[Any]:
+    """Of models that the test makes."""
+    settings = FamiliesSettings(family=folder / "own", families=folder, model_memory_bytes=limit)
+    return Families(settings, Source(load, lambda _: num_bytes, CPU), 1)
+
+
+async def test_the_event_loop_goes_on_while_one_loads_and_the_old_ones_serve(folder: Path) -> None:
+    may_load = threading.Event()
+
+    def load(path: Path) -> str:
+        if path.name == "other":
+            assert may_load.wait(10)
+        return path.name
+
+    opened = families(folder, load)
+    await opened.load_default()
+    loading = asyncio.create_task(opened.load(OTHER, 1))
+    await asyncio.sleep(0.05)
+    with opened.use("") as models:
+        assert models == "own"
+    assert [(one.name, one.state) for one in opened.listed()] == [
+        ("families/own", "LOADED"),
+        (OTHER, "LOADING"),
+    ]
+    with pytest.raises(Unavailable, match="not loaded here"), opened.use(OTHER):
+        pass
+    may_load.set()
+    await loading
+    with opened.use(OTHER) as models:
+        assert models == "other"
+    opened.close()
+
+
+async def test_unloading_waits_for_those_who_use_it_and_gives_the_memory_back(folder: Path) -> None:
+    """In small pieces, which the allocator keeps for itself unless it is told."""
+    opened = families(folder, lambda _: [torch.ones(4096) for _ in range(10_000)])
+    await opened.load_default()
+    before = psutil.Process().memory_info().rss
+    await opened.load(OTHER, 1)
+    with opened.use(OTHER):
+        unloading = asyncio.create_task(opened.unload(OTHER, 2))
+        await asyncio.sleep(0.05)
+        assert not unloading.done()
+        with pytest.raises(Unavailable), opened.use(OTHER):
+            pass
+        held = psutil.Process().memory_info().rss
+    await unloading
+    assert held - before > 140 * 2**20
+    assert psutil.Process().memory_info().rss - before < 20 * 2**20
+    opened.close()
+
+
+async def test_what_would_not_fit_is_refused_before_it_is_loaded(folder: Path) -> None:
+    loaded: list[str] = []
+    opened = families(folder, lambda path: loaded.append(path.name), num_bytes=60, limit=100)
+    await opened.load_default()
+    with pytest.raises(ResourceExhausted) as refused:
+        await opened.load(OTHER, 1)
+    assert (refused.value.field, refused.value.limit) == ("family", "at most 100 bytes with those loaded")
+    assert refused.value.value.startswith("120: 60 held and 60 of families/other")
+    assert loaded == ["own"]
+    opened.close()
+
+
+async def test_a_name_is_never_a_path(folder: Path) -> None:
+    opened = families(folder, lambda path: path.name)
+    await opened.load_default()
+    for name in ("families/../own", "families/a/b", "families/.", "families/", "/etc", "other", "x" * 100):
+        with pytest.raises(InvalidArgument):
+            await opened.load(name, 1)
+        with pytest.raises(InvalidArgument), opened.use(name):
+            pass
+    with pytest.raises(NotFound, match="families/other, families/own"):
+        await opened.load("families/nowhere", 1)
+    with pytest.raises(FailedPrecondition, match="stays"):
+        await opened.unload("families/own", 1)
+    opened.close()
+
+
+async def test_the_newest_wish_holds(folder: Path) -> None:
+    opened = families(folder, lambda path: path.name)
+    await opened.load_default()
+    await opened.unload(OTHER, 5)  # never loaded, but the wish is remembered
+    with pytest.raises(FailedPrecondition, match="older than 5"):
+        await opened.load(OTHER, 4)
+    await opened.load(OTHER, 6)
+    await opened.load(OTHER, 7)
+    assert [(one.state, one.revision) for one in opened.listed()[1:]] == [("LOADED", 7)]
+    opened.close()
+
+
+async def test_a_load_that_failed_leaves_nothing(folder: Path) -> None:
+    def load(path: Path) -> str:
+        if path.name == "other":
+            raise FailedPrecondition("the weights are wrong")
+        return path.name
+
+    opened = families(folder, load)
+    await opened.load_default()
+    with pytest.raises(FailedPrecondition, match="wrong"):
+        await opened.load(OTHER, 1)
+    assert [one.name for one in opened.listed()] == ["families/own"]
+    opened.close()
+
+
+async def test_the_services_hold_nothing_of_a_family_that_was_unloaded(folder: Path) -> None:
+    given: dict[str, Any] = {"family": folder / "own", "families": folder, "engine": "torch"}
+    encoder = EncoderServicer(EncoderSettings(**given))
+    decoder = DecoderServicer(DecoderSettings(**given))
+    denoiser = DenoiserServicer(DenoiserSettings(**given))
+    servicers: tuple[Any, ...] = (encoder, decoder, denoiser)
+    left: list[weakref.ref[Any]] = []
+    for servicer in servicers:
+        await servicer.load()
+        await servicer.families.load(OTHER, 1)
+    with encoder.families.use(OTHER) as clip:
+        clip.joint.traced_features(torch.zeros(1, 3, 32, 32))
+        left += [
+            weakref.ref(clip.text_encoder.model),
+            weakref.ref(clip.joint.model),
+            weakref.ref(clip.noised.model),
+        ]
+    with decoder.families.use(OTHER) as autoencoder:
+        autoencoder.vae.linearise(torch.zeros(1, 4, 8, 8))
+        left.append(weakref.ref(autoencoder.vae.model))
+    with denoiser.families.use(OTHER) as unets:
+        step = torch.zeros(1, 4, 8, 8), 1.0, Conditioning(torch.zeros(2, 8, 32))
+        await denoiser.queue.noise_pred(unets.unets.unet, *step)
+        await denoiser.gradients.linearise(unets.unets.torch_unet, *step)
+        unets.unets.attention.noise_pred_and_maps(step[0], 1.0, step[2][:1])
+        left += [weakref.ref(unets.unets.torch_unet.model), weakref.ref(unets.unets.attention.model)]
+    del clip, autoencoder, unets
+    assert all(reference() is not None for reference in left)
+    for servicer in servicers:
+        await servicer.families.unload(OTHER, 2)
+    assert [reference() for reference in left] == [None] * len(left)
+    for servicer in servicers:
+        await servicer.close()
+
+
+def test_what_is_counted_is_what_the_weights_take(folder: Path) -> None:
+    from diffusers import AutoencoderKL
+
+    model: Any = AutoencoderKL.from_pretrained(folder / "own" / "vae")
+    held = sum(parameter.nbytes for parameter in model.parameters())
+    counted = model_bytes(folder / "own", {"vae": 2, "text_encoder_2": 1}) - ALLOWANCE_BYTES
+    assert counted == pytest.approx(2.2 * held, rel=1e-3)
+    assert model_bytes(folder / "own", {"vae": 2}, torch.float16) - ALLOWANCE_BYTES == counted // 2
+    assert 2**20 < free_bytes(CPU) <= psutil.virtual_memory().total
