@@ -1,6 +1,7 @@
 """Several families side by side: loaded, used, refused and let go while others serve."""
 
 import asyncio
+import shutil
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 import pytest
 
 from sfumato_client import AsyncClient, Client, SfumatoError
-from sfumato_client.stack import Stack, local_stack
+from sfumato_client.stack import Service, Stack, free_port, local_stack
+from tests.editor_process import running
 from tests.integration.test_faults import bring_back
 from tests.tiny_family import save_tiny_family
 from tests.tiny_variants import save_lcm, save_sdxl, save_v_prediction
@@ -27,7 +29,9 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of families."""
     folder = tmp_path_factory.mktemp("of-families")
     save_sdxl(folder / "sdxl")
-    save_v_prediction(folder / "v_prediction")
+    without_clip = save_v_prediction(folder / "v_prediction")
+    for part in ("clip", "clip_noised"):
+        shutil.rmtree(without_clip / part)
     save_lcm(folder / "lcm")
     broken = save_tiny_family(folder / "broken")
     with (broken / "vae" / "diffusion_pytorch_model.safetensors").open("r+b") as file:
@@ -71,15 +75,14 @@ async def test_families_give_the_same_bits_side_by_side_as_each_alone(
     with local_stack(families / "sdxl", log_dir=tmp_path, settings=ENGINES | THREADS) as stack:
         async with AsyncClient(stack.target, timeout=120) as other:
             alone["sdxl"] = await image(other, "sdxl")
-    running = asyncio.create_task(image(client, "", num_inference_steps=60))
+    during = asyncio.create_task(image(client, "", num_inference_steps=60))
     for name in NAMES[1:]:
         family = await client.load_family(name)
         assert family.name == f"families/{name}"
         assert set(family.memory_bytes) == {"encoder", "denoiser", "decoder"}
-    during = await running
     alone["v_prediction"] = await image(client, "v_prediction")
     assert len(set(alone.values())) == len(NAMES)
-    assert during == await image(client, "", num_inference_steps=60)
+    assert await during == await image(client, "", num_inference_steps=60)
     order = [*NAMES, *reversed(NAMES), *NAMES]
     images = await asyncio.gather(*(image(client, name) for name in order))
     assert images == [alone[name] for name in order]
@@ -159,7 +162,7 @@ async def test_unloading_lets_running_requests_end_and_refuses_new_ones(client: 
             data = event.image.data or data
         return data
 
-    running = asyncio.create_task(run())
+    going = asyncio.create_task(run())
     await started.wait()
     unloading = asyncio.create_task(client.unload_family("v_prediction"))
     await asyncio.sleep(0.1)
@@ -167,7 +170,7 @@ async def test_unloading_lets_running_requests_end_and_refuses_new_ones(client: 
         await image(client, "v_prediction")
     assert refused.value.code == "NOT_FOUND"
     assert not unloading.done()
-    assert await running == undisturbed
+    assert await going == undisturbed
     await unloading
     assert "families/v_prediction" not in await loaded(client)
     await client.load_family("v_prediction")
@@ -185,6 +188,37 @@ async def test_services_that_start_again_are_brought_the_families(client: AsyncC
     served.denoisers[1].process.kill()  # so that it is the one that started again
     assert await until_made(client, "sdxl") == before
     await asyncio.to_thread(bring_back, served.denoisers[1])
+
+
+async def test_a_second_gateway_comes_to_the_same_and_its_safety_check_looks_at_every_family(
+    client: AsyncClient, served: Stack, tmp_path: Path
+) -> None:
+    concepts = tmp_path / "concepts.json"
+    concepts.write_text('{"concepts": [{"name": "anything", "text": "a cat", "threshold": -1}]}')
+    port = free_port()
+    environment = {**served.gateway.environment, "SFUMATO_GATEWAY_PORT": str(port)}
+    environment["SFUMATO_GATEWAY_SAFETY_CONCEPTS_FILE"] = str(concepts)
+    await client.load_family("v_prediction")
+    gateway = Service("gateway", port, environment, tmp_path / "gateway.log")
+    with running(gateway):
+        async with AsyncClient(gateway.target, timeout=60) as second:
+            await until_loaded(second, "families/v_prediction", True)
+            for name in ("tiny", "v_prediction"):
+                with pytest.raises(SfumatoError, match="near anything") as refused:
+                    await image(second, name)
+                assert refused.value.reason == "IMAGE_WITHHELD"
+            await client.unload_family("v_prediction")
+            await until_loaded(second, "families/v_prediction", False)
+            await second.load_family("v_prediction")
+            await until_loaded(client, "families/v_prediction", True)
+
+
+async def until_loaded(client: AsyncClient, name: str, wanted: bool) -> None:
+    """Waits until a gateway serves the family, or no longer."""
+    end = time.monotonic() + 20
+    while (name in await loaded(client)) is not wanted:
+        assert time.monotonic() < end
+        await asyncio.sleep(0.1)
 
 
 async def until_made(client: AsyncClient, family: str) -> bytes:
