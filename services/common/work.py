@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from prometheus_client import Gauge, Histogram
 
 from sfumato.common.metrics import SECONDS_BUCKETS
+from sfumato.common.out_of_memory import within_memory
 
 T = TypeVar("T")
 
@@ -29,6 +30,9 @@ async def run(executor: Executor, work: str, function: Callable[..., T], *argume
         executor: the model's threads.
         work: what it is, a label of the metrics: a word of the code, never of a client.
         function, arguments: what to call. Cancelled before its turn, it never runs.
+
+    Raises:
+        OutOfMemory: there was none for it.
     """
     queued = time.perf_counter()
 
@@ -36,7 +40,7 @@ async def run(executor: Executor, work: str, function: Callable[..., T], *argume
         started = time.perf_counter()
         WAIT_SECONDS.labels(work).observe(started - queued)
         try:
-            return function(*arguments)
+            return within_memory(work, function, *arguments)
         finally:
             RUN_SECONDS.labels(work).observe(time.perf_counter() - started)
 

@@ -19,10 +19,10 @@ MAX_ROWS = 8  # of a small UNet on one thread, 0.6 of their time one by one; 32 
 class OnnxUNet(Unet):
     """As TorchUNet; may be called from several threads at once."""
 
-    def __init__(self, config: Any, session: GraphSession, max_rows: int = 1) -> None:
-        """config: the model's; session: of `unet_graph`; max_rows: as Forward has it."""
-        self.config = config
-        self.forward = unet_forward(config, lambda *given: (session.run(*given),), max_rows)
+    def __init__(self, unet: TorchUNet, session: GraphSession, max_rows: int) -> None:
+        """unet: the model in torch; session: of its `unet_graph`; max_rows: as Forward has it."""
+        self.config = unet.config
+        self.forward = unet_forward(unet.config, unet.device, lambda *given: (session.run(*given),), max_rows)
 
 
 def open_unet(unet: TorchUNet, engine: str, cache: Path, triton_url: str = "") -> Unet:
@@ -33,7 +33,7 @@ def open_unet(unet: TorchUNet, engine: str, cache: Path, triton_url: str = "") -
     )
     # A Triton server puts rows together by itself.
     together = 1 if engine == "triton" else MAX_ROWS
-    return OnnxUNet(unet.config, session, together) if session else unet
+    return OnnxUNet(unet, session, together) if session else unet
 
 
 def unet_graph(unet: TorchUNet) -> Graph:

@@ -1,6 +1,7 @@
 """The UNet in torch (eager)."""
 
 import copy
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,14 +10,15 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from sfumato.common.adapters import adapted, read_change
-from sfumato.common.batching import Forward, Tensors
 from sfumato.common.family import part_of
 from sfumato.common.family_parts import check_part
+from sfumato.common.forwards import Forward, Tensors
 from sfumato.common.gradients import Linearised, linearise
 from sfumato.common.traced import Traced
 from sfumato.denoiser.conditioning import Conditioning, needed
 
-MAX_AREA = 64 * 64  # latent pixels of a forward; larger rows gain nothing from company, and take memory
+MAX_AREA = 64 * 64  # latent pixels of a CPU's forward; larger rows gain nothing from company, and take memory
+MAX_GPU_ROWS = 16
 
 
 class Unet(Protocol):
@@ -53,9 +55,10 @@ def inputs(latents: torch.Tensor, timestep: float, conditioning: Conditioning) -
     return latents.expand(rows, -1, -1, -1), timesteps, *conditioning.tensors.values()
 
 
-def unet_forward(config: Any, run: Callable[..., Tensors], max_rows: int) -> Forward:
+def unet_forward(config: Any, device: torch.device, run: Callable[..., Tensors], max_rows: int) -> Forward:
     """Unet.forward, of a UNet of this configuration; run and max_rows as Forward has them."""
-    return Forward("unet", run, max_rows, MAX_AREA * int(config.in_channels))
+    area = MAX_AREA if device.type == "cpu" else sys.maxsize  # on a GPU `warm` finds the bound
+    return Forward("unet", run, max_rows, area * int(config.in_channels))
 
 
 class TorchUNet(Unet):
@@ -83,8 +86,9 @@ class TorchUNet(Unet):
     def _use(self, model: Any) -> None:
         self.model = model
         self._traced = Traced(self.predict)
-        # Not with others' rows: torch picks its kernels' blocking by the number of rows.
-        self.forward = unet_forward(self.config, self.noise_preds, max_rows=1)
+        # On a CPU torch picks its kernels' blocking by the number of rows, and bits with it.
+        max_rows = 1 if self.device.type == "cpu" else MAX_GPU_ROWS
+        self.forward = unet_forward(self.config, self.device, self.noise_preds, max_rows)
 
     def with_adapter(self, file: Path) -> "TorchUNet":
         """The UNet with a LoRA adapter in it; shares the weights that do not change.
@@ -94,6 +98,7 @@ class TorchUNet(Unet):
         """
         changed = copy.copy(self)
         changed._use(adapted(self.model, read_change(file, "unet", self.config), str(file)))
+        changed.forward.max_elements = self.forward.max_elements
         return changed
 
     @torch.inference_mode()

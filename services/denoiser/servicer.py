@@ -78,9 +78,8 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         side = min(config.sample_size, 8) if self.device.type == "cpu" else config.sample_size
         latents = torch.zeros(1, config.in_channels, side, side)
         shapes = {"prompt_embeds": (8, config.cross_attention_dim), **needed(config)}
-        warm = Conditioning(**{name: torch.zeros(2, *shape) for name, shape in shapes.items()})
-        for rows in (1, 2):
-            await self.queue.noise_pred(models.unets.unet, latents, 1.0, warm[:rows])
+        row = Conditioning(**{name: torch.zeros(1, *shape) for name, shape in shapes.items()})
+        await self.queue.warm(models.unets.unet, self.device, latents, row)
 
     def open_models(self) -> list[Model]:
         return open_models(self.families.own.unets.unet, self.queue, self.settings)

@@ -51,6 +51,10 @@ class StepQueue:
         self._rows = RowQueue(self._executor, num_workers)
         self._put = self._rows.rows if num_workers > 1 else self._rows.bundle
 
+    async def warm(self, unet: Unet, device: torch.device, latents: torch.Tensor, row: Conditioning) -> None:
+        """As Forward.warm, on the model's thread."""
+        await run(self._executor, "unet", unet.forward.warm, device, *inputs(latents, 1.0, row))
+
     async def noise_pred(
         self, unet: Unet, latents: torch.Tensor, timestep: float, conditioning: Conditioning
     ) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from sfumato.common.batching import Tensors
+from sfumato.common.forwards import Tensors
 from sfumato.denoiser.conditioning import Conditioning
 from sfumato.denoiser.engine_onnx import MAX_ROWS, OnnxUNet, open_unet
 from sfumato.denoiser.engine_torch import MAX_AREA, TorchUNet, unet_forward
@@ -23,7 +23,7 @@ class Unet:
 
     def __init__(self, max_rows: int = 4, depends: bool = False) -> None:
         self.depends = depends
-        self.forward = unet_forward(SimpleNamespace(in_channels=4), self.noise_preds, max_rows)
+        self.forward = unet_forward(SimpleNamespace(in_channels=4), CPU, self.noise_preds, max_rows)
         self.forwards: list[int] = []
         self.go_on = threading.Event()
 
