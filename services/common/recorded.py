@@ -3,7 +3,8 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+
+from sfumato.common.checked_weights import WeightsError
 
 RECORD = "sfumato.json"
 
@@ -18,10 +19,17 @@ def record(folder: Path, repository: str, revision: str) -> None:
 
 
 def changed(folder: Path) -> list[str]:
-    """Recorded files that are missing or no longer the same; reads them all. Empty without a record."""
+    """Recorded files that are missing or no longer the same; reads them all. Empty without a record.
+
+    Raises:
+        WeightsError: the record cannot be read.
+    """
     if not (folder / RECORD).is_file():
         return []
-    recorded: dict[str, Any] = json.loads((folder / RECORD).read_text())["sha256"]
+    try:
+        recorded = dict(json.loads((folder / RECORD).read_text())["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{folder / RECORD} is no record of a fetched family") from error
     return [
         name
         for name, digest in recorded.items()

@@ -22,12 +22,18 @@ def digest_of(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def weights_digest(family: Path, *parts: str) -> str:
-    """SHA-256 of a family's folders of these names, those that it has; reads every byte of them."""
+def weights_digest(family: Path, *parts: str, other: str = "") -> str:
+    """SHA-256 of a family's folders of these names, those that it has; reads every byte of them.
+
+    other: weights from elsewhere: a folder, whose bytes count, or a name, which counts itself.
+    """
     digest = hashlib.sha256()
     for part in parts:
         if (family / part).is_dir():
             digest.update(f"{part} {digest_of(files_of(family / part))}\n".encode())
+    if other:
+        held = digest_of(files_of(Path(other))) if Path(other).is_dir() else other
+        digest.update(f"other {held}\n".encode())
     return digest.hexdigest()
 
 

@@ -81,11 +81,12 @@ def load_models(family: Path, settings: EncoderSettings, device: torch.device) -
     text_encoder = TextEncoder(family, device)
     use_engine(text_encoder, settings.engine, settings.onnx_cache, threads, settings.triton_url)
     # Another CLIP that was set is in the place of the service's own family's.
-    source = clip_source(family, settings.clip if family == settings.family else "")
+    given = settings.clip if family == settings.family else ""
+    source = clip_source(family, given)
     joint = JointEncoder(source, device) if source else None
     noised = NoisedClip(family, device, joint) if (family / "clip_noised").is_dir() else None
     text_encoder.encode(["warm"])
-    digest = weights_digest(family, *WEIGHTS)
+    digest = weights_digest(family, *WEIGHTS, other=given)
     return EncoderModels(text_encoder, joint, noised, digest, adapters_of(family))
 
 

@@ -18,3 +18,13 @@ def test_a_changed_byte_or_name_changes_the_digest_and_a_copy_does_not(tmp_path:
         digests.append(weights_digest(tmp_path / family, "unet", "absent"))
     assert digests[0] == digests[1]
     assert len(set(digests)) == 3
+
+
+def test_a_clip_from_elsewhere_counts(tmp_path: Path) -> None:
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "a.safetensors").write_bytes(b"1")
+    others = ("", str(tmp_path / "clip"), "ViT-B-32/openai", "ViT-L-14/openai")
+    digests = [weights_digest(tmp_path, "unet", other=other) for other in others]
+    (tmp_path / "clip" / "a.safetensors").write_bytes(b"2")
+    digests.append(weights_digest(tmp_path, "unet", other=others[1]))
+    assert len(set(digests)) == len(digests)

@@ -43,3 +43,6 @@ def test_a_fetched_familys_files_are_recorded_and_a_change_is_seen(
     (family / "adapters").mkdir()  # what is added to it is nobody's mistake
     (family / "adapters" / "mine.safetensors").write_bytes(b"")
     assert check_family(family).changed == ["scheduler/scheduler_config.json", "unet/config.json"]
+    (family / "sfumato.json").write_text("[]")
+    with pytest.raises(WeightsError, match=r"sfumato\.json is no record"):
+        check_family(family)
