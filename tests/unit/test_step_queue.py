@@ -65,7 +65,7 @@ async def test_rows_that_wait_go_together_and_each_gets_its_own() -> None:
 
 
 async def test_rows_whose_bits_would_show_their_company_go_apart() -> None:
-    queue, unet = StepQueue(2), Unet(depends=True)
+    queue, unet = StepQueue(2), Unet(max_rows=2, depends=True)
     for _ in range(2):
         unet.go_on.clear()
         results = await waiting_behind_one(queue, unet, [(float(value), 8) for value in range(2, 6)])
