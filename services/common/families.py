@@ -59,7 +59,7 @@ class Listed:
     """A family as ListModels shows it."""
 
     name: str
-    state: str  # LOADED, LOADING or UNLOADED
+    state: str  # LOADED, LOADING, UNLOADED or UNLOADING
     num_bytes: int = 0
     revision: int = 0
 
@@ -73,7 +73,7 @@ class Families(Generic[M]):
         self._settings, self._source = settings, source
         self._folder = FamilyFolder(settings.families, self._variable("FAMILIES"))
         self._held: dict[str, Held[M]] = {}
-        self._loading = ""
+        self._loading = self._leaving = ""
         self._revisions: dict[str, int] = {}  # of the last wish
         self._num_leaving_bytes = 0
         self._lock = asyncio.Lock()
@@ -194,13 +194,13 @@ class Families(Generic[M]):
             if name not in self._held:
                 return
             held = self._held.pop(name)
-            self._num_leaving_bytes = held.num_bytes
+            self._leaving, self._num_leaving_bytes = name, held.num_bytes
             try:
                 await held.idle.wait()
                 del held
                 await self._on_thread(free_unused)
             finally:
-                self._num_leaving_bytes = 0
+                self._leaving, self._num_leaving_bytes = "", 0
             log.info("family unloaded", family=name)
 
     def _check_wish(self, name: str, revision: int) -> None:
@@ -227,7 +227,8 @@ class Families(Generic[M]):
         held, revision = self._held.get(name), self._revisions.get(name, 0)
         if held is not None:
             return Listed(name, "LOADED", held.num_bytes, revision)
-        return Listed(name, "LOADING" if name == self._loading else "UNLOADED", 0, revision)
+        moving = {self._loading: "LOADING", self._leaving: "UNLOADING"}
+        return Listed(name, moving.get(name, "UNLOADED"), 0, revision)
 
     def _num_held_bytes(self) -> int:
         return self._num_leaving_bytes + sum(held.num_bytes for held in self._held.values())

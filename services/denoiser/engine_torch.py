@@ -2,6 +2,7 @@
 
 import copy
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,9 @@ from sfumato.common.forwards import Forward, Tensors
 from sfumato.common.gradients import Linearised, linearise
 from sfumato.common.traced import Traced
 from sfumato.denoiser.conditioning import Conditioning, needed
+
+# While diffusers makes a model, parameters that anything in the process sets lie on the meta device.
+_patched = threading.Lock()
 
 MAX_AREA = 64 * 64  # latent pixels of a CPU's forward; larger rows gain nothing from company, and take memory
 MAX_GPU_ROWS = 16
@@ -72,9 +76,10 @@ class TorchUNet(Unet):
         variant = check_part(family, "unet").variant
         # Halves become so below: diffusers would make them the whole process's default meanwhile, and other
         # families may be in the middle of a step.
-        model: Any = UNet2DConditionModel.from_pretrained(
-            self.weights, use_safetensors=True, variant=variant, torch_dtype=torch.float32
-        )
+        with _patched:
+            model: Any = UNet2DConditionModel.from_pretrained(
+                self.weights, use_safetensors=True, variant=variant, torch_dtype=torch.float32
+            )
         model = model.to(device=device, dtype=dtype)
         if device.type == "cuda":  # where tensor cores want the channels last
             model = model.to(memory_format=torch.channels_last)
@@ -97,7 +102,9 @@ class TorchUNet(Unet):
             WeightsError: it is not an adapter of this UNet.
         """
         changed = copy.copy(self)
-        changed._use(adapted(self.model, read_change(file, "unet", self.config), str(file)))
+        change = read_change(file, "unet", self.config)
+        with _patched:
+            changed._use(adapted(self.model, change, str(file)))
         changed.forward.max_elements = self.forward.max_elements
         return changed
 

@@ -92,6 +92,6 @@ def load_models(family: Path, settings: EncoderSettings, device: torch.device) -
 
 def num_bytes(family: Path, settings: EncoderSettings, device: torch.device) -> int:
     """Memory that they take, by the headers of the weights."""
-    two_towers = (family / "text_encoder_2").is_dir()  # on torch, whatever the engine
-    text = 1 if two_towers else copies_of(settings.engine, device)
+    is_xl = (family / "text_encoder_2").is_dir()  # on torch, whatever the engine
+    text = 1 if is_xl else copies_of(settings.engine, device)
     return model_bytes(family, {"text_encoder": text, "text_encoder_2": 1, "clip": 1, "clip_noised": 1})

@@ -18,7 +18,7 @@ from sfumato.common.errors import FailedPrecondition, NotFound, SfumatoError, Un
 from sfumato.gateway.channels import ModelServices
 from sfumato.gateway.model_replicas import Answer, ModelReplica, ModelReplicas
 from sfumato.gateway.parameters import FamilyInfo
-from sfumato.gateway.wishes import SERVICES, Wish, held_everywhere, newest_wishes, next_revision
+from sfumato.gateway.wishes import SERVICES, Wish, held_everywhere, lacking, newest_wishes, next_revision
 
 log = structlog.get_logger()
 
@@ -197,9 +197,8 @@ class ServedFamilies:
             if not wish.wanted and name in self._served:
                 del self._served[name]
                 log.info("family withdrawn: another gateway let it go", family=name)
-            for answer in answers:
-                if answer.revision(name) < wish.revision:
-                    self._bring(answer.replica, name, wish)
+            for answer in lacking(answers, name, wish):
+                self._bring(answer.replica, name, wish)
             if wish.wanted and name not in self._served and held_everywhere(answers, name):
                 with contextlib.suppress(SfumatoError):
                     await self._serve(name)

@@ -17,8 +17,8 @@ from sfumato.gateway.failures import calling
 from sfumato.gateway.replicas import DNS, Held, Replica, addresses
 
 LIST_SECONDS = 2.0
-UNLOADED = model_pb2.MODEL_STATE_UNLOADED
 LOADED = model_pb2.MODEL_STATE_LOADED
+UNLOADED, UNLOADING = model_pb2.MODEL_STATE_UNLOADED, model_pb2.MODEL_STATE_UNLOADING
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,10 @@ class Answer:
     def holds(self, family: str) -> bool:
         """Whether it can be used there."""
         return family in self.models and self.models[family].state == LOADED
+
+    def is_free_of(self, family: str) -> bool:
+        """Whether nothing uses it there any more."""
+        return family not in self.models or self.models[family].state == UNLOADED
 
     def revision(self, family: str) -> int:
         """Of the last wish that it knows; 0: none."""

@@ -31,6 +31,16 @@ def test_bfloat16_predicts_what_float32_does_to_its_precision(tiny_family: Path)
     assert sizes[1] * 2 == sizes[0]
 
 
+def test_loading_in_half_leaves_the_process_its_default_precision(
+    tiny_family: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other families may be in the middle of a step."""
+    defaults = []
+    monkeypatch.setattr(torch, "set_default_dtype", defaults.append)
+    TorchUNet(tiny_family, CPU, torch.bfloat16)
+    assert set(defaults) <= {torch.float32}
+
+
 def test_half_precision_and_a_graphs_engine_do_not_go_together() -> None:
     assert DenoiserSettings(dtype="bfloat16").unet_engine == "torch"
     assert DenoiserSettings().unet_engine == "auto"
