@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sfumato.common.recorded import record
+from sfumato_client.stack import local_stack
 from tests.e2e.test_cli import sfumato
 from tests.tiny_models import tiny_stylegan2
 
@@ -49,3 +50,26 @@ def test_each_kind_of_import_explains_itself() -> None:
         told = sfumato("models", "import", kind, "--help")
         assert told.returncode == 0
         assert f"sfumato models import {kind}" in told.stdout
+
+
+def test_families_are_loaded_used_and_unloaded_by_name(tiny_family: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "families"
+    shutil.copytree(tiny_family, folder / "other")
+    settings = {f"SFUMATO_{name}_ENGINE": "torch" for name in ("ENCODER", "DECODER", "DENOISER")}
+    with local_stack(tiny_family, log_dir=tmp_path, families=folder, settings=settings) as stack:
+        listed = sfumato("models", target=stack.target).stdout
+        assert "can be loaded: families/other" in listed
+        assert "memory for families, MiB: decoder " in listed
+        generate = ("generate", "a cat", "-o", tmp_path / "a.png", "--model", "other", "--steps", 2, "--json")
+        refused = sfumato(*generate, target=stack.target)
+        assert (refused.returncode, "families/other" in refused.stderr) == (1, True)
+        loaded = sfumato("models", "load", "other", target=stack.target)
+        assert loaded.returncode == 0, loaded.stderr
+        assert loaded.stdout.startswith("families/other: memory, MiB: decoder ")
+        made = sfumato(*generate, target=stack.target)
+        assert json.loads(made.stdout)["parameters"]["family"] == "families/other"
+        families = json.loads(sfumato("models", "--json", target=stack.target).stdout)
+        assert [entry["name"] for entry in families] == ["families/tiny", "families/other"]
+        assert sfumato("models", "unload", "other", target=stack.target).returncode == 0
+        again = sfumato("models", "unload", "other", target=stack.target)
+        assert (again.returncode, "families/tiny" in again.stderr) == (1, True)

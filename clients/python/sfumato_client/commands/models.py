@@ -44,7 +44,7 @@ def models(
     table = Table(name, "methods", "default size", "largest", "prompt tokens", "memory, MiB", *adapters)
     for entry in families:
         size, largest = f"{entry.default_width}x{entry.default_height}", f"{entry.max_pixels} pixels"
-        memory = _by_service(entry.memory_bytes)
+        memory = f"{sum(entry.memory_bytes.values()) / 2**20:,.0f}"
         row = [entry.name, ", ".join(entry.methods), size, largest, str(entry.max_tokens), memory]
         table.add_row(*row, *([", ".join(entry.adapters)] if adapters else []))
     Console().print(table)
