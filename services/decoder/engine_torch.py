@@ -11,6 +11,7 @@ from PIL import Image
 from sfumato.common.family import part_of
 from sfumato.common.family_parts import check_part
 from sfumato.common.gradients import Linearised, linearise
+from sfumato.common.latent_preview import fit_projection
 from sfumato.common.traced import Traced
 
 
@@ -46,6 +47,15 @@ class TorchAutoencoder:
         unscaled = latents / self.scaling_factor + self.shift_factor
         sample: torch.Tensor = self.model.decode(unscaled, return_dict=False)[0]
         return sample
+
+    @torch.inference_mode()
+    def preview_projection(self) -> torch.Tensor:
+        """What latent_preview.project takes for this decoder; a few small images are decoded for it."""
+        return fit_projection(
+            lambda latents: self.pixels(latents.to(self.device, self.dtype)),
+            self.latent_channels,
+            self.vae_scale_factor,
+        )
 
     @torch.inference_mode()
     def encode(self, image: Image.Image, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:

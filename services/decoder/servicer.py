@@ -89,6 +89,7 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
                 scaling_factor=models.vae.scaling_factor,
                 max_pixels=self.settings.max_pixels,
                 weights_digest=models.weights_digest,
+                preview_projection=models.preview_projection,
             )
 
     async def Decode(

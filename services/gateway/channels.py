@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import copy
 import json
+import math
 from typing import Any, Self
 
 import grpc
@@ -18,6 +19,7 @@ from sfumato_protos.v1 import (
 
 from sfumato.common import calls
 from sfumato.common.errors import SfumatoError, Unavailable
+from sfumato.common.latent_preview import projection_shape
 from sfumato.common.server import channel_options
 from sfumato.common.tensors import from_message, to_message
 from sfumato.common.tls import open_channel
@@ -31,6 +33,7 @@ from sfumato.gateway.embeddings import EmbeddingsCache
 from sfumato.gateway.failures import calling
 from sfumato.gateway.gradient_channels import GradientServices
 from sfumato.gateway.parameters import FamilyInfo
+from sfumato.gateway.previews import preview_file
 from sfumato.gateway.replicas import Held, Replicas, usable
 from sfumato.gateway.safety import Concept, SafetyCheck
 
@@ -141,6 +144,7 @@ class ModelServices:
             num_time_ids=denoiser.num_time_ids,
             guidance_embedded=denoiser.guidance_embedded,
             adapters=tuple(sorted({*denoiser.adapters} & {*encoder.adapters})),
+            preview_projection=_preview_projection(decoder),
         )
 
     async def _denoiser_info(self) -> denoiser_pb2.GetDenoiserInfoResponse:
@@ -207,6 +211,13 @@ class ModelServices:
             await self._safety.check(response.image)
         return response.image
 
+    async def preview(self, latents: torch.Tensor, projection: torch.Tensor, image_format: str) -> bytes:
+        """A preview of scaled latents by the family's projection, without a call. Raises as decode."""
+        preview = await asyncio.to_thread(preview_file, latents, projection, image_format)
+        if self._safety is not None:
+            await self._safety.check(preview)
+        return preview
+
     def open_trajectory(
         self, conditioning: Conditioning, control: AttentionControl | None = None
     ) -> DenoiserStream:
@@ -242,3 +253,10 @@ class ModelServices:
         await self.replicas.close()
         for channel in self._channels:
             await channel.close()
+
+
+def _preview_projection(decoder: decoder_pb2.GetDecoderInfoResponse) -> torch.Tensor | None:
+    if not decoder.HasField("preview_projection"):
+        return None
+    shape = projection_shape(decoder.latent_channels, decoder.vae_scale_factor)
+    return from_message(decoder.preview_projection, "preview_projection", shape, math.prod(shape))

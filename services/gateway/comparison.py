@@ -39,6 +39,10 @@ class EncodedOnce:
         """As the services'."""
         return await self._services.decode(latents, image_format)
 
+    async def preview(self, latents: torch.Tensor, projection: torch.Tensor, image_format: str) -> bytes:
+        """As the services'."""
+        return await self._services.preview(latents, projection, image_format)
+
     def open_trajectory(
         self, conditioning: Conditioning, control: AttentionControl | None = None
     ) -> Denoiser:

@@ -28,6 +28,11 @@ def given_fields(request: gateway_pb2.GenerateRequest) -> dict[str, Any]:
             value.name.removeprefix("SCHEDULER_").lower() if value else str(given["scheduler"])
         )
     name_format(given)
+    if "preview_kind" in given:
+        kind = gateway_pb2.PreviewKind.DESCRIPTOR.values_by_number.get(given["preview_kind"])
+        given["preview_kind"] = (
+            kind.name.removeprefix("PREVIEW_KIND_").lower() if kind else str(given["preview_kind"])
+        )
     if "attention_maps" in given:
         given["attention_maps"] = given_options(given["attention_maps"])
     if "guidance" in given:
@@ -87,6 +92,7 @@ def resolved_request(p: Parameters, family: FamilyInfo) -> gateway_pb2.GenerateR
         height=p.height,
         strength=p.strength if p.image else None,
         preview_interval_steps=p.preview_interval_steps,
+        preview_kind=gateway_pb2.PreviewKind.Value(f"PREVIEW_KIND_{p.preview_kind.upper()}"),
         image_format=format_value(p.image_format),
         request_id=calls.request_id.get(),
         attention_maps=options_message(p.attention) if p.attention else None,

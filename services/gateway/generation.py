@@ -60,6 +60,9 @@ class Services(Protocol):
     async def decode(self, latents: torch.Tensor, image_format: str) -> bytes:
         """The encoded image."""
 
+    async def preview(self, latents: torch.Tensor, projection: torch.Tensor, image_format: str) -> bytes:
+        """About the same, by the family's projection alone."""
+
     def open_trajectory(
         self, conditioning: Conditioning, control: AttentionControl | None = None
     ) -> Denoiser:
@@ -231,8 +234,13 @@ class Generation:
         return self.deadline - self.pace.reserve_seconds(self.parameters.num_images, left)
 
     async def _preview(self, step: Step) -> bytes:
-        with stage("decode"):
-            return await self.services.decode(step.predicted_x0(), self.parameters.image_format)
+        x0, image_format = step.predicted_x0(), self.parameters.image_format
+        projection = self.family.preview_projection
+        if projection is None or self.parameters.preview_kind == "decoded":
+            with stage("decode"):
+                return await self.services.decode(x0, image_format)
+        with stage("preview"):
+            return await self.services.preview(x0, projection, image_format)
 
 
 def pace_key(p: Parameters, family: FamilyInfo) -> tuple[str, int, int, str]:

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from sfumato.common.errors import InvalidArgument, NotFound, ResourceExhausted
 from sfumato.gateway.attention_maps import AttentionOptions, resolve_options
 from sfumato.gateway.config import GatewaySettings
 from sfumato.gateway.guidance import conditioning_texts
 from sfumato.gateway.guidance_options import Guidance, check_family, kinds_of, resolve_guidance
+from sfumato.gateway.previews import KINDS as PREVIEW_KINDS
 from sfumato.gateway.sampling import SCHEDULERS, usual_sampling
 
 
@@ -33,6 +36,7 @@ class FamilyInfo:
     num_time_ids: int = 0
     guidance_embedded: bool = False
     adapters: tuple[str, ...] = ()
+    preview_projection: torch.Tensor | None = field(default=None, compare=False)  # None: none is given
 
     @property
     def guidance_kinds(self) -> list[str]:
@@ -62,6 +66,7 @@ class Parameters:
     guidance: Guidance = field(default_factory=Guidance)
     guidance_embedded: bool = False
     adapter: str = ""
+    preview_kind: str = PREVIEW_KINDS[0]
 
     @property
     def guided(self) -> bool:
@@ -120,6 +125,7 @@ def resolve(given: Mapping[str, Any], family: FamilyInfo, settings: GatewaySetti
         ),
         guidance_embedded=family.guidance_embedded,
         adapter=_adapter(given.get("adapter", ""), family),
+        preview_kind=given.get("preview_kind", PREVIEW_KINDS[0]),
     )
     _check(parameters, given, family, settings)
     return parameters
@@ -133,6 +139,8 @@ def _check(
         raise InvalidArgument("prompt", "1 or more characters", "empty", "Say what the image shows.")
     if parameters.scheduler not in SCHEDULERS:
         raise InvalidArgument("scheduler", f"one of {', '.join(SCHEDULERS)}", parameters.scheduler)
+    if parameters.preview_kind not in PREVIEW_KINDS:
+        raise InvalidArgument("preview_kind", f"one of {', '.join(PREVIEW_KINDS)}", parameters.preview_kind)
     max_pixels = min(settings.max_pixels, family.max_pixels)
     if parameters.width * parameters.height > max_pixels:
         asked = f"{parameters.width}x{parameters.height}"

@@ -13,7 +13,7 @@ from sfumato.common.metrics import SECONDS_BUCKETS
 STAGE_SECONDS = Histogram(
     "sfumato_gateway_stage_seconds",
     "Seconds of a stage: encode_text and encode_image of a request, denoise of an image (guide included), "
-    "guide of a step, decode of an image or preview.",
+    "guide of a step, decode of an image, preview.",
     ["stage"],
     buckets=SECONDS_BUCKETS,
 )
@@ -31,7 +31,7 @@ IMAGES_LIMIT = Gauge("sfumato_gateway_images_limit", "Most images sampled at one
 
 @contextlib.contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Around a stage, which becomes a span: encode_text, encode_image, denoise, guide or decode."""
+    """Around a stage, which becomes a span: encode_text, encode_image, denoise, guide, decode or preview."""
     start = time.perf_counter()
     try:
         with tracing.span(name):

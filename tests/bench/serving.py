@@ -84,7 +84,7 @@ async def closed_loop(target: str, num_clients: int, requests: Sequence[Request]
 
 
 def totals(stack: Stack) -> dict[str, float]:
-    """All metrics of all services, added up by "name", "name/work" or "name/code"."""
+    """All metrics of all services, added up by "name", or "name/" and its work, code or stage."""
     found: dict[str, float] = {}
     for service in stack.services:
         with urllib.request.urlopen(f"http://127.0.0.1:{service.metrics_port}/metrics") as response:
@@ -93,8 +93,8 @@ def totals(stack: Stack) -> dict[str, float]:
             for sample in family.samples:
                 if sample.name.endswith("_bucket") or not math.isfinite(sample.value):
                     continue
-                labels = [sample.labels[label] for label in ("work", "code") if label in sample.labels]
-                key = "/".join([sample.name, *labels])
+                labels = (sample.labels.get(label) for label in ("work", "code", "stage"))
+                key = "/".join([sample.name, *filter(None, labels)])
                 found[key] = found.get(key, 0.0) + sample.value
     return found
 

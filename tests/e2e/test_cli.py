@@ -51,6 +51,17 @@ def test_several_images_are_numbered(stack: Stack, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x-0.webp", "x-1.webp"]
 
 
+def test_previews_are_written_into_a_folder(stack: Stack, tmp_path: Path) -> None:
+    frames = tmp_path / "new" / "frames"
+    ran = sfumato(
+        "generate", "a", "-o", tmp_path / "x.png", "--steps", 4, "--frames", frames, "--frame-every", 2,
+        target=stack.target,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert sorted(path.name for path in frames.iterdir()) == ["0-0002.png", "0-0004.png"]
+    assert Image.open(frames / "0-0004.png").size == (64, 64)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said", "code"),
     [

@@ -124,7 +124,8 @@ async def test_at_the_deadline_the_predicted_image_comes_if_it_is_asked_for(
     assert image.partial
     assert image.num_steps == 900
     assert 1 <= image.step < 900
-    events = narrow_client.generate_events("a cat", preview_interval_steps=image.step, **options)
+    options |= {"preview_interval_steps": image.step, "preview_kind": "decoded"}
+    events = narrow_client.generate_events("a cat", **options)
     async for event in events:
         if event.step.preview:
             assert event.step.preview == image.data

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import psutil
 import pytest
 from PIL import Image
@@ -50,6 +51,29 @@ async def test_events_come_in_order_with_everything_resolved(client: AsyncClient
     assert [bool(preview) for preview in previews] == [False, False, True] * 2
     assert Image.open(io.BytesIO(previews[5])).size == (64, 64)
     assert events[-1].done.timings.total_seconds > events[-1].done.timings.denoise_seconds > 0
+
+
+async def test_previews_are_about_what_the_decoder_makes_of_the_same_latents(client: AsyncClient) -> None:
+    async def previews(kind: str) -> list[np.ndarray]:
+        options: Any = {"num_inference_steps": 6, "seed": 3, "preview_interval_steps": 1}
+        events = client.generate_events("a cat on a blue background", preview_kind=kind, **options)
+        files = [event.step.preview async for event in events if event.HasField("step")]
+        return [np.asarray(Image.open(io.BytesIO(data)), dtype=float) for data in files]
+
+    projected, decoded = await previews("projected"), await previews("decoded")
+    for ours, theirs in zip(projected, decoded, strict=True):
+        assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.85
+        assert not np.array_equal(ours, theirs)
+
+
+async def test_an_unknown_kind_of_preview_is_refused(stack: Stack) -> None:
+    async with grpc.aio.insecure_channel(stack.target) as channel:
+        stub: Any = gateway_pb2_grpc.GatewayServiceStub(channel)
+        request = gateway_pb2.GenerateRequest(prompt="a cat", preview_kind=9)
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            [event async for event in stub.Generate(request)]
+    assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "preview_kind must be one of projected, decoded, but is 9" in (error.value.details() or "")
 
 
 async def test_the_resolved_parameters_sent_again_give_the_same_image(

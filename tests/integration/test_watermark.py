@@ -73,6 +73,18 @@ def mark_in(data: bytes, library: Path) -> bytes:
     return mark
 
 
+def test_a_decoder_that_marks_gives_nothing_to_make_previews_without_it(
+    decoders: tuple[Service, Service],
+) -> None:
+    given = []
+    for service in decoders:
+        with grpc.insecure_channel(service.target) as channel:
+            stub: Any = decoder_pb2_grpc.DecoderServiceStub(channel)
+            info = stub.GetDecoderInfo(decoder_pb2.GetDecoderInfoRequest(), timeout=60)
+        given.append(info.HasField("preview_projection"))
+    assert given == [False, True]
+
+
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP"])
 def test_the_mark_is_read_back_and_hardly_seen(
     decoders: tuple[Service, Service], library: Path, image_format: str

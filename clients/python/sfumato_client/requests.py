@@ -11,6 +11,7 @@ SCHEDULERS: tuple[str, ...] = tuple(
     name.removeprefix("SCHEDULER_").lower() for name in gateway_pb2.Scheduler.keys()[1:]
 )
 AGGREGATIONS: tuple[str, ...] = ("largest", "all")
+PREVIEW_KINDS: tuple[str, ...] = ("projected", "decoded")
 ON_DISCONNECT: tuple[str, ...] = ("cancel", "continue")
 IMAGE_FORMATS: tuple[str, ...] = ("PNG", "JPEG", "WEBP")
 
@@ -39,6 +40,7 @@ class GenerateOptions(GuidanceOptions, total=False):
     mask: bytes | str | Path | None
     strength: float | None
     preview_interval_steps: int
+    preview_kind: str
     image_format: str
     request_id: str
     priority: int
@@ -67,6 +69,10 @@ def build_request(prompt: str, options: GenerateOptions) -> gateway_pb2.Generate
             if value not in IMAGE_FORMATS:
                 raise ValueError(f"image_format must be one of {', '.join(IMAGE_FORMATS)}, but is {value}")
             value = decoder_pb2.ImageFormat.Value(f"IMAGE_FORMAT_{value}")
+        elif name == "preview_kind":
+            if value not in PREVIEW_KINDS:
+                raise ValueError(f"preview_kind must be one of {', '.join(PREVIEW_KINDS)}, but is {value}")
+            value = gateway_pb2.PreviewKind.Value(f"PREVIEW_KIND_{str(value).upper()}")
         elif name == "on_disconnect":
             if not value:
                 continue

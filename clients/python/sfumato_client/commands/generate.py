@@ -1,11 +1,13 @@
 """`sfumato generate`: images from words."""
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from google.protobuf.json_format import MessageToDict
+from sfumato_protos.v1 import gateway_pb2
 
 from sfumato_client.client import TIMEOUT_SECONDS
 from sfumato_client.console import (
@@ -19,9 +21,16 @@ from sfumato_client.console import (
     readable_errors,
     stderr,
 )
+from sfumato_client.files import write_file
 from sfumato_client.guidance import CLIP_PATHS, GUIDANCE_KINDS
 from sfumato_client.manifest import manifest_of, write_manifest
-from sfumato_client.requests import ON_DISCONNECT, SCHEDULERS, GenerateOptions, build_request
+from sfumato_client.requests import (
+    ON_DISCONNECT,
+    PREVIEW_KINDS,
+    SCHEDULERS,
+    GenerateOptions,
+    build_request,
+)
 from sfumato_client.results import GeneratedImage, GenerateResult
 
 
@@ -91,6 +100,13 @@ def generate(
     manifest: Annotated[
         Path | None, typer.Option(help="File for what `sfumato replay` needs to run it again and compare.")
     ] = None,
+    frames: Annotated[
+        Path | None, typer.Option(help="Folder that gets previews, named IMAGE-STEP: 0-0001.png.")
+    ] = None,
+    frame_every: Annotated[int, typer.Option(min=1, help="Steps from preview to preview.")] = 1,
+    preview_kind: Annotated[
+        str, typer.Option(help="projected: quick, about the image; decoded: as the image itself.")
+    ] = PREVIEW_KINDS[0],
     target: Target = "",
     family: FamilyDir = None,
     model: Model = "",
@@ -113,6 +129,8 @@ def generate(
 
       sfumato generate "a fox" -o fox.png --steps 200 --deadline 5 --partial
 
+      sfumato generate "a fox" -o fox.png --frames fox/
+
       sfumato generate "a fox" -o fox.png --image cat.png --strength 0.6
 
       sfumato generate "a fox" -o fox.png --adapter watercolour
@@ -127,6 +145,7 @@ def generate(
         ("scheduler", scheduler, SCHEDULERS),
         ("guidance", guidance, GUIDANCE_KINDS),
         ("on-disconnect", on_disconnect, ON_DISCONNECT),
+        ("preview-kind", preview_kind, PREVIEW_KINDS),
         ("clip-path", clip_path or CLIP_PATHS[0], CLIP_PATHS),
     ):
         if value not in known:
@@ -162,12 +181,15 @@ def generate(
         "on_disconnect": on_disconnect if request_id or on_disconnect != "cancel" else "",
         "keep_seconds": keep_seconds,
         "priority": priority,
+        "preview_interval_steps": frame_every if frames else 0,
+        "preview_kind": preview_kind,
     }
     options.update(_prompts(prompt, prompt_weight or []))
     options.update(_image_prompts(image_prompt or []))
     with readable_errors(), gateway(target, family, timeout) as client:
         request = build_request(prompt, options)
-        result = progress_of(client.events_of(request))
+        events = client.events_of(request)
+        result = progress_of(_with_frames(events, frames, output.suffix) if frames else events)
         if manifest is not None:
             write_manifest(manifest, manifest_of(result, request))
     files = [image.save(path) for image, path in zip(result.images, _paths(output, num_images), strict=True)]
@@ -180,6 +202,16 @@ def generate(
             stderr.print(
                 f"{file}: {made.width}x{made.height}, seed {made.seed}{_reached(made)}", highlight=False
             )
+
+
+def _with_frames(
+    events: Iterable[gateway_pb2.GenerateResponse], folder: Path, suffix: str
+) -> Iterator[gateway_pb2.GenerateResponse]:
+    """The events; each preview is written as IMAGE-STEP."""
+    for event in events:
+        if event.step.preview:
+            write_file(folder / f"{event.step.image_index}-{event.step.step:04d}{suffix}", event.step.preview)
+        yield event
 
 
 def _reached(image: GeneratedImage) -> str:
