@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 import torch
+from prometheus_client import Gauge
 
 from sfumato.common.config import FamiliesSettings
 from sfumato.common.errors import FailedPrecondition, NotFound, SfumatoError, Unavailable
@@ -25,6 +26,8 @@ M = TypeVar("M")
 T = TypeVar("T")
 
 log = structlog.get_logger()
+
+HELD_BYTES = Gauge("sfumato_families_bytes", "Memory that the loaded families are counted with, in bytes.")
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,7 @@ class Families(Generic[M]):
         held = Held(models, num_bytes)
         held.idle.set()
         self._held[name] = held
+        HELD_BYTES.set(self._num_held_bytes())
         log.info("family loaded", family=name, bytes=num_bytes)
 
     async def _unload(self, name: str, revision: int) -> None:
@@ -201,6 +205,7 @@ class Families(Generic[M]):
                 await self._on_thread(free_unused)
             finally:
                 self._leaving, self._num_leaving_bytes = "", 0
+                HELD_BYTES.set(self._num_held_bytes())
             log.info("family unloaded", family=name)
 
     def _check_wish(self, name: str, revision: int) -> None:

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from sfumato.common.family_parts import check_part
 
 # Beside parameters: modules, tokenizers, and what is made when asked for: recorded graphs, LoRA adapters.
 ALLOWANCE_SHARE, ALLOWANCE_BYTES = 0.1, 32 * 2**20
-CGROUP = Path("/sys/fs/cgroup")
+CGROUP, MEMINFO = Path("/sys/fs/cgroup"), Path("/proc/meminfo")
 
 
 def model_bytes(family: Path, copies: Mapping[str, int], dtype: torch.dtype = torch.float32) -> int:
@@ -65,12 +66,14 @@ def free_bytes(device: torch.device) -> int:
     """Of the device; on a CPU of the machine, or of the cgroup where that has less."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    if not MEMINFO.is_file():  # no Linux: all that there is
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    lines = (line.split() for line in MEMINFO.read_text().splitlines())
     available = next(1024 * int(fields[1]) for fields in lines if fields[0] == "MemAvailable:")
-    return min(available, _cgroup_free_bytes(CGROUP))
+    return min(available, cgroup_free_bytes(CGROUP))
 
 
-def _cgroup_free_bytes(folder: Path) -> int:
+def cgroup_free_bytes(folder: Path) -> int:
     """Up to the limit of control group v2; files that were read and can be dropped are free."""
     try:
         limit = (folder / "memory.max").read_text().strip()

@@ -91,7 +91,10 @@ def load_models(family: Path, settings: EncoderSettings, device: torch.device) -
 
 
 def num_bytes(family: Path, settings: EncoderSettings, device: torch.device) -> int:
-    """Memory that they take, by the headers of the weights."""
+    """Memory that they take, by the headers of the weights; a CLIP from elsewhere is not counted."""
     is_xl = (family / "text_encoder_2").is_dir()  # on torch, whatever the engine
     text = 1 if is_xl else copies_of(settings.engine, device)
-    return model_bytes(family, {"text_encoder": text, "text_encoder_2": 1, "clip": 1, "clip_noised": 1})
+    copies = {"text_encoder": text, "text_encoder_2": 1, "clip": 1, "clip_noised": 1}
+    if settings.clip and family == settings.family:
+        del copies["clip"]
+    return model_bytes(family, copies)

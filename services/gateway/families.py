@@ -49,6 +49,8 @@ class ServedFamilies:
         self._services, self._replicas = services, ModelReplicas(services)
         self._served = {info.name: Served(info, services)}
         self._lock = asyncio.Lock()
+        self._wanted: set[str] = set()  # as far as replicas knew when they were last looked at
+        self._looked = asyncio.Event()
         self._changing = ""  # the family that this gateway loads or lets go
         self._bringing: dict[tuple[str, str], asyncio.Task[None]] = {}  # by replica's target and family
         self._running: set[asyncio.Task[Any]] = set()
@@ -68,9 +70,12 @@ class ServedFamilies:
         """A family for the time of a request; "": the default.
 
         Raises:
+            Unavailable: it is wanted, and some replica has still to load it.
             NotFound: it is not served.
         """
         served = self._served.get(name or self.default)
+        if served is None and name in self._wanted:
+            raise Unavailable(f"{name} is being loaded; try again later", field="family", value=name)
         if served is None:
             known = ", ".join(self._served)
             raise NotFound(f"{name!r:.80} is not served here; there are {known}", field="family",
@@ -102,6 +107,10 @@ class ServedFamilies:
             FailedPrecondition: it is the default. NotFound: it is not served.
         """
         await self._to_its_end(self._unload(name))
+
+    async def looked(self) -> None:
+        """Waits for the first look at the replicas."""
+        await self._looked.wait()
 
     async def answers(self) -> list[Answer]:
         """What each replica holds."""
@@ -150,6 +159,7 @@ class ServedFamilies:
                 raise NotFound(f"{name!r:.80} is not served here; there are {known}", field="name",
                                limit=known, value=name)  # fmt: skip
             self._changing = name
+            self._wanted.discard(name)
             served = self._served.pop(name)
             try:
                 await served.idle.wait()
@@ -182,16 +192,19 @@ class ServedFamilies:
 
     async def _follow(self, seconds: float) -> None:
         while True:
-            await asyncio.sleep(seconds)
             try:
                 await self.look()
             except Exception:
                 log.exception("cannot look at the families")
+            self._looked.set()
+            await asyncio.sleep(seconds)
 
     async def look(self) -> None:
         """Once: serves, withdraws and brings what has to be."""
         answers = await self._replicas.answers()
-        for name, wish in newest_wishes(answers).items():
+        wishes = newest_wishes(answers)
+        self._wanted = {name for name, wish in wishes.items() if wish.wanted and name != self._changing}
+        for name, wish in wishes.items():
             if name == self._changing:
                 continue
             if not wish.wanted and name in self._served:

@@ -84,6 +84,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
                 for name in SCHEDULERS:
                     make_scheduler(name, info.scheduler_config)
                 self.families = ServedFamilies(self.services, info, self.settings.resolve_seconds)
+                await self.families.looked()
                 return
             except (grpc.aio.AioRpcError, Unavailable) as error:
                 log.info("waiting for the model services", error=str(error)[:200])

@@ -233,7 +233,7 @@ async def until_made(client: AsyncClient, family: str) -> bytes:
         try:
             return await image(client, family)
         except SfumatoError as error:
-            if error.code not in ("UNAVAILABLE", "NOT_FOUND") or time.monotonic() > end:
+            if error.code != "UNAVAILABLE" or time.monotonic() > end:
                 raise
         await asyncio.sleep(0.2)
 

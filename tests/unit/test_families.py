@@ -20,7 +20,7 @@ from sfumato.common.errors import (
     Unavailable,
 )
 from sfumato.common.families import Families, Source
-from sfumato.common.model_memory import ALLOWANCE_BYTES, free_bytes, model_bytes
+from sfumato.common.model_memory import ALLOWANCE_BYTES, cgroup_free_bytes, free_bytes, model_bytes
 from sfumato.decoder.config import DecoderSettings
 from sfumato.decoder.servicer import DecoderServicer
 from sfumato.denoiser.conditioning import Conditioning
@@ -181,6 +181,15 @@ async def test_the_services_hold_nothing_of_a_family_that_was_unloaded(folder: P
     assert [reference() for reference in left] == [None] * len(left)
     for servicer in servicers:
         await servicer.close()
+
+
+def test_a_control_group_limits_what_is_free(tmp_path: Path) -> None:
+    for name, text in (("max", "1000\n"), ("current", "700\n"), ("stat", "anon 500\ninactive_file 150\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert cgroup_free_bytes(tmp_path) == 450
+    (tmp_path / "memory.max").write_text("max\n")
+    assert cgroup_free_bytes(tmp_path) > 2**60
+    assert cgroup_free_bytes(tmp_path / "none") > 2**60
 
 
 def test_what_is_counted_is_what_the_weights_take(folder: Path) -> None:
