@@ -1,5 +1,7 @@
 """One prompt and one noise under several settings of guidance, from one encoding of the texts."""
 
+import math
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
@@ -59,14 +61,20 @@ class Comparison:
     services: Services
     max_input_pixels: int
     pace: Pace
+    deadline: float = math.inf  # by time.monotonic, as Generation's
 
     async def events(self) -> AsyncIterator[tuple[int, Event]]:
         """Each setting's events, with its index; as Generation.events, from the same seeds."""
         texts = list(dict.fromkeys(text for p in self.settings for text in p.conditioning_texts))
         encoded = await self.services.encode_text(texts, self.settings[0].adapter)
         once = EncodedOnce(self.services, texts, encoded)
+        costs = [row_steps(parameters, self.family) for parameters in self.settings]
         for index, parameters in enumerate(self.settings):
-            cost = row_steps(parameters, self.family)
-            generation = Generation(parameters, self.family, once, self.max_input_pixels, self.pace, cost)
+            # Each setting has its share of the time that is left.
+            now, share = time.monotonic(), costs[index] / sum(costs[index:])
+            end = now + share * (self.deadline - now)
+            generation = Generation(
+                parameters, self.family, once, self.max_input_pixels, self.pace, costs[index], end
+            )
             async for event in generation.events():
                 yield index, event

@@ -9,7 +9,7 @@ back; here it is the first guess of a fixed-point iteration (Pan et al. 2023, "E
 with accelerated iterative diffusion inversion", equation 6), whose last guess is exact to rounding.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ NUM_GUESSES = 20  # at most; two to four are the rule from 50 steps on
 TOLERANCE = 1e-4  # of the latents' root mean square: further guesses change nothing that can be seen
 
 
-async def invert(scheduler: Any, latents: torch.Tensor, denoise: Denoise) -> AsyncIterator[torch.Tensor]:
+async def invert(scheduler: Any, latents: torch.Tensor, denoise: Denoise) -> AsyncGenerator[torch.Tensor]:
     """Yields the latents after each step of the inversion; the last ones are where sampling starts.
 
     Args:

@@ -1,4 +1,4 @@
-"""A generation's messages as a job's: which requests are the same, what is kept, and for how long."""
+"""Messages of requests as a job's: which requests are the same, what is kept, and for how long."""
 
 import hashlib
 import math
@@ -20,17 +20,44 @@ HANDLING: tuple[Literal["priority", "on_disconnect", "keep_seconds", "resume_fro
 NEED_ID = ("on_disconnect", "keep_seconds", "resume_from")
 PASSING = ("step", "attention_maps")
 
+Request = gateway_pb2.GenerateRequest | gateway_pb2.EditPromptRequest | gateway_pb2.CompareRequest
+Handling = gateway_pb2.GenerateRequest | gateway_pb2.EditPromptRequest
+Response = gateway_pb2.GenerateResponse | gateway_pb2.EditPromptResponse | gateway_pb2.CompareResponse
+Numbered = gateway_pb2.GenerateResponse | gateway_pb2.EditPromptResponse
 
-def fingerprint(request: gateway_pb2.GenerateRequest) -> bytes:
+
+def handling_of(request: Request) -> Handling:
+    """What says how the request is handled; a comparison's is in the request that its settings share."""
+    return request.request if isinstance(request, gateway_pb2.CompareRequest) else request
+
+
+def numbered(response: Response) -> Numbered:
+    """What has the event and its number."""
+    return response.event if isinstance(response, gateway_pb2.CompareResponse) else response
+
+
+def fingerprint(request: Request) -> bytes:
     """The same for requests that make the same."""
-    made = gateway_pb2.GenerateRequest()
-    made.CopyFrom(request)
+    made = type(request)()
+    made.MergeFrom(request)  # type: ignore[arg-type]
     for field in HANDLING:
-        made.ClearField(field)
-    return hashlib.sha256(made.SerializeToString(deterministic=True)).digest()
+        handling_of(made).ClearField(field)
+    digest = hashlib.sha256(made.DESCRIPTOR.full_name.encode())
+    digest.update(made.SerializeToString(deterministic=True))
+    return digest.digest()
 
 
-def check_handling(request: gateway_pb2.GenerateRequest, max_keep_seconds: float) -> Policy:
+def resolved(request: Request, response: Response) -> Request | None:
+    """The same request with its defaults filled in, where the response has it whole."""
+    if isinstance(response, gateway_pb2.CompareResponse) or not response.HasField("accepted"):
+        return None
+    given = handling_of(request)
+    if given.image or (isinstance(given, gateway_pb2.GenerateRequest) and given.mask):
+        return None  # which the response leaves out
+    return response.accepted.parameters
+
+
+def check_handling(request: Handling, max_keep_seconds: float) -> Policy:
     """What the request wants when nobody reads it.
 
     Raises:
@@ -52,6 +79,6 @@ def check_handling(request: gateway_pb2.GenerateRequest, max_keep_seconds: float
     return Policy(request.on_disconnect == gateway_pb2.ON_DISCONNECT_CONTINUE, seconds)
 
 
-def as_event(response: gateway_pb2.GenerateResponse) -> Event[gateway_pb2.GenerateResponse]:
+def as_event(response: Response) -> Event[Response]:
     """The response as a job keeps it."""
-    return Event(response, response.ByteSize(), response.WhichOneof("event") in PASSING)
+    return Event(response, response.ByteSize(), numbered(response).WhichOneof("event") in PASSING)

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import TypeVar
 
 from sfumato.common.errors import DeadlineExceeded
@@ -93,28 +93,29 @@ class Pace:
         known = slowest > -math.inf
         return MARGIN_SECONDS + (1.5 * num_images * slowest if known else MARGIN_SHARE * left)
 
-    def check(self, key: Key, num_steps: int, row_steps_before: float, left: float) -> None:
+    def check(self, runs: Sequence[tuple[Key, int]], row_steps_before: float, left: float) -> None:
         """
         Args:
-            key, num_steps: of each image.
+            runs: key and number of steps of what is run one after another; images side by side are one.
             row_steps_before: that are done before it starts.
             left: seconds until the deadline.
 
         Raises:
             DeadlineExceeded: so much cannot be done in the time left.
         """
-        step = self.step_seconds(key)
-        if step is None:
+        known = [(count, step) for key, count in runs if (step := self.step_seconds(key)) is not None]
+        if not known:
             return
         rate = self.row_steps_per_second()
         wait = row_steps_before / rate if rate else 0.0
         decode = _known(self._decode.value()) or 0.0
-        estimate = wait + num_steps * step + decode
+        estimate = wait + sum(count * step for count, step in known) + decode
+        steps = ", ".join(f"{count} steps of {step:.2g} s" for count, step in known)
         if estimate > left:
             raise DeadlineExceeded(
                 f"the deadline leaves {left:.2g} s, but this takes an estimated {estimate:.2g} s: "
-                f"{wait:.2g} s of waiting, {num_steps} steps of {step:.2g} s, {decode:.2g} s of decoding. "
-                f"Give more time, take fewer steps, or set allow_partial",
+                f"{wait:.2g} s of waiting, {steps}, {decode:.2g} s of decoding. "
+                f"Give more time, take fewer steps, or set allow_partial where the request has it",
                 field="deadline", limit=f"at least {estimate:.2g} s", value=f"{left:.2g} s",
             )  # fmt: skip
 
@@ -123,7 +124,7 @@ def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-async def until(items: AsyncGenerator[T], end: float) -> AsyncIterator[tuple[T, float]]:
+async def until(items: AsyncGenerator[T], end: float) -> AsyncGenerator[tuple[T, float]]:
     """The items with the seconds that each took, as far as they come before `end`, by time.monotonic."""
     async with contextlib.aclosing(items):
         while True:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field, replace
@@ -12,10 +13,12 @@ from sfumato.common.errors import InvalidArgument
 from sfumato.gateway.alignment import AttentionControl, align, column_weights, places_of, resolve_kind
 from sfumato.gateway.conditioning import EncodedTexts, conditioning_of
 from sfumato.gateway.edit_parameters import EditParameters
-from sfumato.gateway.generation import Finished, Services, Stepped, cut_warnings
+from sfumato.gateway.generation import Denoiser, Finished, Services, Stepped, cut_warnings, pace_key
 from sfumato.gateway.inversion import invert
+from sfumato.gateway.pace import Key, Pace, until
 from sfumato.gateway.parameters import FamilyInfo
 from sfumato.gateway.prompt_to_prompt import LocalBlend, sample_edit
+from sfumato.gateway.row_steps import EDIT_ROWS, sized
 from sfumato.gateway.stages import IMAGES, Seconds
 from sfumato.gateway.trajectory import prepare
 
@@ -31,6 +34,8 @@ class EditStarted:
     warnings: list[str]
 
 
+EDIT, INVERSION = "prompt_to_prompt", "inversion"  # kinds of steps, each with a pace of its own
+
 EditEvent = EditStarted | Stepped | Finished | Seconds
 
 
@@ -41,6 +46,7 @@ class PromptEdit:
     parameters: EditParameters
     family: FamilyInfo
     services: Services
+    pace: Pace = field(default_factory=Pace)
     seconds: Seconds = field(default_factory=Seconds)
 
     async def events(self) -> AsyncIterator[EditEvent]:
@@ -68,17 +74,21 @@ class PromptEdit:
         both = latents
         try:
             with self.seconds.add_to("denoise"):
-                async for stepped in sample_edit(p.schedule, scheduler, latents, denoiser, blend):
-                    both = stepped
-                    done += 1
-                    yield Stepped(1, done, num_steps)
+                steps = sample_edit(p.schedule, scheduler, latents, denoiser, blend)
+                async with contextlib.aclosing(self._paced(steps, denoiser, EDIT, EDIT_ROWS)) as paced:
+                    async for stepped in paced:
+                        both = stepped
+                        done += 1
+                        yield Stepped(1, done, num_steps)
         finally:
             self.seconds.num_replayed_steps += denoiser.num_replayed_steps
             await denoiser.close()
+        start_of_decode = time.perf_counter()
         with self.seconds.add_to("decode"):
             images = await asyncio.gather(
                 *(self.services.decode(half, p.source.image_format) for half in both.split(1))
             )
+        self.pace.add_decode(time.perf_counter() - start_of_decode)
         for index, data in enumerate(images):
             IMAGES.labels("prompt_to_prompt", p.source.scheduler).inc()
             yield Finished(index, p.source.seed, data)
@@ -116,10 +126,35 @@ class PromptEdit:
         denoiser = self.services.open_trajectory(source)
         try:
             with self.seconds.add_to("denoise"):
-                async for latents in invert(
-                    scheduler, mean * self.family.scaling_factor, denoiser.noise_pred
-                ):
-                    yield latents
+                steps = invert(scheduler, mean * self.family.scaling_factor, denoiser.noise_pred)
+                async with contextlib.aclosing(self._paced(steps, denoiser, INVERSION, 1)) as paced:
+                    async for latents in paced:
+                        yield latents
         finally:
             self.seconds.num_replayed_steps += denoiser.num_replayed_steps
             await denoiser.close()
+
+    async def _paced(
+        self, steps: AsyncGenerator[torch.Tensor], denoiser: Denoiser, kind: str, rows: int
+    ) -> AsyncGenerator[torch.Tensor]:
+        """The steps, each counted in the pace; not the first, which opens the stream, and repeated ones."""
+        p, first, replayed = self.parameters, True, 0
+        async with contextlib.aclosing(until(steps, math.inf)) as timed:
+            async for latents, seconds in timed:
+                if not first and denoiser.num_replayed_steps == replayed:
+                    key = edit_pace_key(p, self.family, kind)
+                    self.pace.add_step(key, seconds, sized(rows, p.source, self.family))
+                first, replayed = False, denoiser.num_replayed_steps
+                yield latents
+
+
+def edit_runs(p: EditParameters, family: FamilyInfo) -> list[tuple[Key, int]]:
+    """What an edit's time depends on, for Pace.check."""
+    kinds = [INVERSION, EDIT] if p.source.image else [EDIT]
+    return [(edit_pace_key(p, family, kind), p.source.num_inference_steps) for kind in kinds]
+
+
+def edit_pace_key(p: EditParameters, family: FamilyInfo, kind: str) -> Key:
+    """As generation.pace_key."""
+    name, height, width, _ = pace_key(p.source, family)
+    return name, height, width, kind

@@ -5,7 +5,7 @@ first steps the denoiser injects the source's attention into the target. Local b
 and its code) keeps the source's latents where neither prompt's chosen words are attended to.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -52,7 +52,7 @@ async def sample_edit(
     latents: torch.Tensor,
     denoiser: EditingDenoiser,
     blend: "LocalBlend | None",
-) -> AsyncIterator[torch.Tensor]:
+) -> AsyncGenerator[torch.Tensor]:
     """Yields [2, C, h, w] after each step: the source's latents and the target's.
 
     Args:

@@ -37,7 +37,7 @@ def row_steps(p: Parameters, family: FamilyInfo) -> int:
             back = BACKWARD * rows if p.guidance.clip.path == PREDICTED_X0 else 0
             gradient = THROUGH_DECODER + back
         total += gradient * sum(p.guidance.is_active(index, steps) for index in range(steps))
-    return _sized(p.num_images * total, p, family)
+    return sized(p.num_images * total, p, family)
 
 
 def comparison_row_steps(settings: Sequence[Parameters], family: FamilyInfo) -> int:
@@ -48,7 +48,7 @@ def comparison_row_steps(settings: Sequence[Parameters], family: FamilyInfo) -> 
 def edit_row_steps(p: EditParameters, family: FamilyInfo) -> int:
     """Of a prompt edit, its inversion included."""
     steps = p.source.num_inference_steps
-    return _sized(steps * (EDIT_ROWS + (1 if p.source.image else 0)), p.source, family)
+    return sized(steps * (EDIT_ROWS + (1 if p.source.image else 0)), p.source, family)
 
 
 def input_bytes(p: Parameters) -> int:
@@ -58,6 +58,7 @@ def input_bytes(p: Parameters) -> int:
     return len(p.image) + len(p.mask) + sum(len(image) for image in prompts)
 
 
-def _sized(total: int, p: Parameters, family: FamilyInfo) -> int:
+def sized(total: int, p: Parameters, family: FamilyInfo) -> int:
+    """Row-steps of the size asked for in those of the family's own."""
     own = (family.sample_size * family.vae_scale_factor) ** 2
     return math.ceil(total * p.width * p.height / own)

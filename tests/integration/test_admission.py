@@ -113,6 +113,36 @@ async def test_a_deadline_that_cannot_be_met_is_refused_before_it_comes(
     assert "set allow_partial" in error.value.message
 
 
+async def test_edits_and_comparisons_that_take_too_long_are_refused_at_once(
+    tiny_stack: Stack,
+) -> None:
+    settings: Any = {"none": {"guidance": "none"}, "cfg": {}}
+    few: Any = {"num_inference_steps": 5}
+    async with AsyncClient(tiny_stack.target, timeout=120) as client:
+        await client.edit_prompt("a cat", "a dog", **few)
+        await client.compare("a cat", settings, scheduler="ddim", **few)
+    async with AsyncClient(tiny_stack.target, timeout=0.4) as hasty:
+        for call in (
+            hasty.edit_prompt("a cat", "a dog", num_inference_steps=900),
+            hasty.compare("a cat", settings, num_inference_steps=900, scheduler="ddim"),
+        ):
+            with pytest.raises(SfumatoError) as error:
+                await call
+            assert (error.value.code, error.value.field) == ("DEADLINE_EXCEEDED", "deadline")
+            assert "900 steps of" in error.value.message
+
+
+async def test_each_setting_of_a_comparison_has_its_share_of_the_time(narrow: Stack) -> None:
+    settings: Any = {"first": {}, "second": {}}
+    async with AsyncClient(narrow.target, timeout=4.0) as hasty:
+        result = await hasty.compare(
+            "a cat", settings, num_inference_steps=900, scheduler="ddim", seed=5, allow_partial=True
+        )
+    for generation in result.generations.values():
+        assert generation.images[0].partial
+        assert generation.images[0].step >= 1
+
+
 async def test_at_the_deadline_the_predicted_image_comes_if_it_is_asked_for(
     narrow: Stack, narrow_client: AsyncClient
 ) -> None:

@@ -105,6 +105,42 @@ async def test_a_connection_that_is_cut_is_made_again_and_no_event_is_missed(
     assert image == undisturbed.images[0].data
 
 
+EVENTS: dict[str, Any] = {
+    "edit": lambda client, **options: client.edit_prompt_events(
+        "a cat", "a dog", num_inference_steps=60, seed=4, **options
+    ),
+    "compare": lambda client, **options: client.compare_events(
+        "a cat", {"none": {"guidance": "none"}, "cfg": {}}, **{**LONG, "num_inference_steps": 40}, **options
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "count"), [("edit", 64), ("compare", 86)])
+async def test_edits_and_comparisons_are_joined_again_too(
+    tiny_stack: Stack, tiny_client: AsyncClient, kind: str, count: int
+) -> None:
+    def whole(response: Any) -> Any:
+        return response.event if kind == "compare" else response
+
+    undisturbed = [whole(event).image.data async for event in EVENTS[kind](tiny_client)]
+    async with line_to(tiny_stack.target) as (line, target), AsyncClient(target, timeout=120) as client:
+        indices, images = [], []
+        options = {"request_id": f"cut-{kind}", "on_disconnect": "continue"}
+        async for event in EVENTS[kind](client, **options):
+            indices.append(whole(event).event_index)
+            images.append(whole(event).image.data)
+            if len(indices) == 12:
+                line.cut()
+    assert line.num_connections >= 2
+    assert indices == list(range(count))  # nothing is missed, and nothing run twice
+    assert images == undisturbed
+    again = [whole(event).image.data async for event in EVENTS[kind](tiny_client, **options)]
+    assert [data for data in again if data] == [data for data in images if data]
+    with pytest.raises(SfumatoError) as error:  # the id is another's, of whichever kind
+        await tiny_client.generate("a cat", request_id=f"cut-{kind}")
+    assert error.value.code == "ALREADY_EXISTS"
+
+
 async def test_without_an_id_a_cut_connection_is_an_error(tiny_stack: Stack) -> None:
     async with line_to(tiny_stack.target) as (line, target), AsyncClient(target, timeout=120) as client:
         events = client.generate_events("a cat", **LONG)

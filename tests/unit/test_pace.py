@@ -21,7 +21,7 @@ class Clock:
 
 
 def test_nothing_is_refused_before_something_was_measured() -> None:
-    Pace(Clock()).check(KEY, 1000, 1_000_000, 0.001)
+    Pace(Clock()).check([(KEY, 1000)], 1_000_000, 0.001)
 
 
 def test_an_estimate_is_of_the_quickest_step_of_its_size_and_kind() -> None:
@@ -29,9 +29,9 @@ def test_an_estimate_is_of_the_quickest_step_of_its_size_and_kind() -> None:
     for seconds in (0.3, 0.1, 0.2):
         pace.add_step(KEY, seconds, 2)
     pace.add_step((16, 16, "cfg"), 0.01, 2)
-    pace.check(KEY, 10, 0, 1.01)
+    pace.check([(KEY, 10)], 0, 1.01)
     with pytest.raises(DeadlineExceeded) as error:
-        pace.check(KEY, 10, 0, 0.99)
+        pace.check([(KEY, 10)], 0, 0.99)
     assert "leaves 0.99 s" in error.value.message
     assert "estimated 1 s" in error.value.message
     assert "10 steps of 0.1 s" in error.value.message
@@ -44,9 +44,9 @@ def test_what_waits_before_counts_by_the_measured_rate() -> None:
         clock.now += RATE_SECONDS / 10
         pace.add_step(KEY, 0.1, 20)
     assert pace.row_steps_per_second() == pytest.approx(200 / RATE_SECONDS)
-    pace.check(KEY, 1, 100, 0.1 + 100 / 100 + 0.01)
+    pace.check([(KEY, 1)], 100, 0.1 + 100 / 100 + 0.01)
     with pytest.raises(DeadlineExceeded, match="1 s of waiting"):
-        pace.check(KEY, 1, 100, 0.1 + 100 / 100 - 0.01)
+        pace.check([(KEY, 1)], 100, 0.1 + 100 / 100 - 0.01)
 
 
 def test_steps_of_a_load_that_has_passed_keep_nobody_out() -> None:
@@ -55,9 +55,9 @@ def test_steps_of_a_load_that_has_passed_keep_nobody_out() -> None:
     pace.add_step(KEY, 5.0, 2)
     clock.now += 0.9 * WINDOW_SECONDS
     with pytest.raises(DeadlineExceeded):
-        pace.check(KEY, 10, 0, 1.0)
+        pace.check([(KEY, 10)], 0, 1.0)
     clock.now += 1.2 * WINDOW_SECONDS
-    pace.check(KEY, 10, 0, 1.0)
+    pace.check([(KEY, 10)], 0, 1.0)
 
 
 def test_sampling_stops_early_enough_for_the_slowest_decode() -> None:

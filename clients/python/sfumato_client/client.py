@@ -5,7 +5,7 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
 import grpc
 from sfumato_protos.v1 import gateway_pb2, gateway_pb2_grpc
@@ -13,10 +13,9 @@ from sfumato_protos.v1 import gateway_pb2, gateway_pb2_grpc
 from sfumato_client.async_edits import AsyncEdits
 from sfumato_client.comparison import ComparisonResult, build_comparison
 from sfumato_client.edits import Edits
-from sfumato_client.errors import from_rpc_error
 from sfumato_client.families import AsyncFamilies, Families
 from sfumato_client.prompt_edits import EditPromptOptions, EditPromptResult, build_edit_prompt
-from sfumato_client.rejoin import Rejoin
+from sfumato_client.rejoin import Rejoin, Request
 from sfumato_client.requests import GenerateOptions, build_request
 from sfumato_client.results import GenerateResult
 from sfumato_client.security import SecurityOptions, channel_credentials, with_key
@@ -73,9 +72,13 @@ class Client(Edits, Families):
 
     def events_of(self, request: gateway_pb2.GenerateRequest) -> Iterator[gateway_pb2.GenerateResponse]:
         """As generate_events, of a message."""
+        yield from self._joined(self._stub.Generate, request)
+
+    def _joined(self, method: Any, request: Request) -> Iterator[Any]:
+        """The events of a stream, which is joined again where the request has an id."""
         rejoin = Rejoin(request, self.timeout)
         while True:
-            call = self._stub.Generate(rejoin.request, timeout=rejoin.timeout)
+            call = method(rejoin.sent, timeout=rejoin.timeout)
             try:
                 for event in call:
                     rejoin.saw(event)
@@ -99,15 +102,8 @@ class Client(Edits, Families):
     def edit_prompt_events(
         self, prompt: str, target_prompt: str, **options: Unpack[EditPromptOptions]
     ) -> Iterator[gateway_pb2.EditPromptResponse]:
-        """The events as they come. Closing the iterator cancels the request."""
-        request = build_edit_prompt(prompt, target_prompt, options)
-        call = self._stub.EditPrompt(request, timeout=self.timeout)
-        try:
-            yield from call
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
-        finally:
-            call.cancel()
+        """The events as they come; as generate_events."""
+        yield from self._joined(self._stub.EditPrompt, build_edit_prompt(prompt, target_prompt, options))
 
     def compare(
         self, prompt: str, settings: Mapping[str, GenerateOptions], **options: Unpack[GenerateOptions]
@@ -121,14 +117,8 @@ class Client(Edits, Families):
     def compare_events(
         self, prompt: str, settings: Mapping[str, GenerateOptions], **options: Unpack[GenerateOptions]
     ) -> Iterator[gateway_pb2.CompareResponse]:
-        """The events as they come. Closing the iterator cancels the request."""
-        call = self._stub.Compare(build_comparison(prompt, settings, options), timeout=self.timeout)
-        try:
-            yield from call
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
-        finally:
-            call.cancel()
+        """The events as they come; as generate_events."""
+        yield from self._joined(self._stub.Compare, build_comparison(prompt, settings, options))
 
     def close(self) -> None:
         """Closes the channel; running calls are cancelled."""
@@ -181,9 +171,15 @@ class AsyncClient(AsyncEdits, AsyncFamilies):
         self, request: gateway_pb2.GenerateRequest
     ) -> AsyncGenerator[gateway_pb2.GenerateResponse]:
         """As generate_events, of a message."""
+        async with contextlib.aclosing(self._joined(self._stub.Generate, request)) as events:
+            async for event in events:
+                yield event
+
+    async def _joined(self, method: Any, request: Request) -> AsyncGenerator[Any]:
+        """As Client's."""
         rejoin = Rejoin(request, self.timeout)
         while True:
-            call = self._stub.Generate(rejoin.request, timeout=rejoin.timeout)
+            call = method(rejoin.sent, timeout=rejoin.timeout)
             try:
                 async for event in call:
                     rejoin.saw(event)
@@ -207,31 +203,29 @@ class AsyncClient(AsyncEdits, AsyncFamilies):
     async def edit_prompt_events(
         self, prompt: str, target_prompt: str, **options: Unpack[EditPromptOptions]
     ) -> AsyncIterator[gateway_pb2.EditPromptResponse]:
-        """The events as they come. Closing the iterator, or cancelling the task, cancels the request."""
+        """As Client.edit_prompt_events; cancelling the task ends the stream too."""
         request = build_edit_prompt(prompt, target_prompt, options)
-        call = self._stub.EditPrompt(request, timeout=self.timeout)
-        try:
-            async for event in call:
+        async with contextlib.aclosing(self._joined(self._stub.EditPrompt, request)) as events:
+            async for event in events:
                 yield event
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
-        finally:
-            call.cancel()
 
     async def compare(
         self, prompt: str, settings: Mapping[str, GenerateOptions], **options: Unpack[GenerateOptions]
     ) -> ComparisonResult:
         """Makes the same images under several settings of guidance: label to guidance options."""
         result = ComparisonResult()
-        call = self._stub.Compare(build_comparison(prompt, settings, options), timeout=self.timeout)
-        try:
-            async for event in call:
-                result.add(event)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
-        finally:
-            call.cancel()
+        async for event in self.compare_events(prompt, settings, **options):
+            result.add(event)
         return result
+
+    async def compare_events(
+        self, prompt: str, settings: Mapping[str, GenerateOptions], **options: Unpack[GenerateOptions]
+    ) -> AsyncIterator[gateway_pb2.CompareResponse]:
+        """As Client.compare_events; cancelling the task ends the stream too."""
+        request = build_comparison(prompt, settings, options)
+        async with contextlib.aclosing(self._joined(self._stub.Compare, request)) as events:
+            async for event in events:
+                yield event
 
     async def close(self) -> None:
         """Closes the channel; running calls are cancelled."""

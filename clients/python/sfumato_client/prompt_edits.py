@@ -7,7 +7,7 @@ from typing import TypedDict
 
 from sfumato_protos.v1 import decoder_pb2, gateway_pb2
 
-from sfumato_client.requests import family_name
+from sfumato_client.requests import ON_DISCONNECT, family_name
 from sfumato_client.results import GeneratedImage
 
 KINDS: tuple[str, ...] = ("replace", "refine")
@@ -31,6 +31,9 @@ class EditPromptOptions(TypedDict, total=False):
     height: int | None
     image_format: str
     request_id: str
+    priority: int
+    on_disconnect: str
+    keep_seconds: float | None
 
 
 @dataclass
@@ -54,6 +57,8 @@ class EditPromptResult:
                 self.warnings = list(event.accepted.warnings)
             case "image":
                 i = event.image
+                # A request that began anew sends its images again.
+                self.images = [image for image in self.images if image.index != i.index]
                 self.images.append(GeneratedImage(i.index, i.seed, i.data, i.width, i.height))
                 self.images.sort(key=lambda image: image.index)
             case "done":
@@ -77,6 +82,7 @@ def build_edit_prompt(
     request.blend_words.extend(options.get("blend_words", ()))
     for name, known, enum, prefix in (
         ("kind", KINDS, gateway_pb2.EditKind, "EDIT_KIND"),
+        ("on_disconnect", ON_DISCONNECT, gateway_pb2.OnDisconnect, "ON_DISCONNECT"),
         ("image_format", ("PNG", "JPEG", "WEBP"), decoder_pb2.ImageFormat, "IMAGE_FORMAT"),
     ):
         if name in given:

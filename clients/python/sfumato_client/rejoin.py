@@ -12,11 +12,17 @@ FIRST_WAIT_SECONDS = 0.1
 MAX_WAIT_SECONDS = 2.0
 
 
+Request = gateway_pb2.GenerateRequest | gateway_pb2.EditPromptRequest | gateway_pb2.CompareRequest
+Event = gateway_pb2.GenerateResponse | gateway_pb2.EditPromptResponse | gateway_pb2.CompareResponse
+
+
 class Rejoin:
     """Of one request: what to send next, and until when."""
 
-    def __init__(self, request: gateway_pb2.GenerateRequest, timeout: float) -> None:
-        self.request = request
+    def __init__(self, request: Request, timeout: float) -> None:
+        self.sent = request  # again each time
+        # What has the id: of a comparison the request that its settings share.
+        self.request = request.request if isinstance(request, gateway_pb2.CompareRequest) else request
         self._end = time.monotonic() + timeout
         self._failures = 0
 
@@ -25,11 +31,16 @@ class Rejoin:
         """Seconds left."""
         return max(0.001, self._end - time.monotonic())
 
-    def saw(self, event: gateway_pb2.GenerateResponse) -> None:
+    def saw(self, response: Event) -> None:
         """Notes an event: the next stream starts behind it."""
+        event = response.event if isinstance(response, gateway_pb2.CompareResponse) else response
         self._failures = 0
         self.request.resume_from = event.event_index + 1
-        if event.HasField("accepted") and not self.request.HasField("seed"):
+        if (
+            event.HasField("accepted")
+            and event.accepted.parameters.HasField("seed")
+            and not self.request.HasField("seed")
+        ):
             self._seed = event.accepted.parameters.seed
 
     def wait_seconds(self, error: grpc.RpcError) -> float:
