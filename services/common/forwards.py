@@ -25,6 +25,7 @@ BATCH_ROWS = Histogram(
     "sfumato_model_batch_rows", "Rows of one forward pass.", ["work"], buckets=(1, 2, 3, 4, 8, 16, 32, 64)
 )
 
+MAX_GPU_ROWS = 16  # of different callers in one forward
 MAX_TRIED = 4096  # shapes and numbers of rows whose trial is remembered; clients choose shapes
 
 
@@ -127,6 +128,12 @@ class Forward:
         results = within_memory(self.name, lambda: self.run(*concatenated(parts)))
         BATCH_ROWS.labels(self.name).observe(sum(len(part[0]) for part in parts))
         return results
+
+
+def torch_rows(device: torch.device) -> int:
+    """Forward.max_rows of a model that torch runs."""
+    # On a CPU torch picks its kernels' blocking by the number of rows, and bits with it.
+    return 1 if device.type == "cpu" else MAX_GPU_ROWS
 
 
 def concatenated(parts: Sequence[Tensors]) -> Tensors:

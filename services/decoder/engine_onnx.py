@@ -3,23 +3,20 @@
 Encoding, and what needs gradients, stay on torch.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from sfumato.common.engines import choose_session
+from sfumato.common.forwards import Forward, torch_rows
 from sfumato.common.onnx_graph import Graph
-from sfumato.decoder.engine_torch import TorchAutoencoder, to_image
-
-Decode = Callable[[torch.Tensor], Image.Image]
+from sfumato.decoder.engine_torch import TorchAutoencoder, to_images
 
 
 def open_decode(
     vae: TorchAutoencoder, engine: str, cache: Path, num_threads: int, triton_url: str = ""
-) -> Decode:
-    """As TorchAutoencoder.decode, by its graph, or that itself where choose_session says torch.
+) -> Forward:
+    """TorchAutoencoder.decode by its graph, or that itself where choose_session says torch.
 
     Args:
         vae: the model in torch.
@@ -28,12 +25,9 @@ def open_decode(
     """
     session = choose_session(decoder_graph(vae), engine, cache, vae.device, num_threads, triton_url)
     if session is None:
-        return vae.decode
-
-    def decode(latents: torch.Tensor) -> Image.Image:
-        return to_image(session.run(latents))
-
-    return decode
+        return Forward("decode", vae.decode, torch_rows(vae.device))
+    # Rows together are no faster on all cores (docs/performance.md); Triton puts them together by itself.
+    return Forward("decode", lambda latents: (to_images(session.run(latents)),), max_rows=1)
 
 
 def decoder_graph(vae: TorchAutoencoder) -> Graph:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from sfumato.common.family import part_of
 from sfumato.common.family_parts import check_part
+from sfumato.common.forwards import Tensors
 from sfumato.common.gradients import Linearised, linearise
 from sfumato.common.latent_preview import fit_projection
 from sfumato.common.traced import Traced
@@ -34,16 +35,16 @@ class TorchAutoencoder:
         self._traced = Traced(self.pixels)
 
     @torch.inference_mode()
-    def decode(self, latents: torch.Tensor) -> Image.Image:
-        """Scaled latents [1, latent_channels, height, width] to an image."""
-        return to_image(self.pixels(latents.to(self.device, self.dtype)))
+    def decode(self, latents: torch.Tensor) -> Tensors:
+        """Scaled latents [rows, latent_channels, height, width] to images, as `to_images` has them."""
+        return (to_images(self.pixels(latents.to(self.device, self.dtype))),)
 
     def linearise(self, latents: torch.Tensor) -> Linearised:
         """Scaled latents to pixels [1, 3, height, width], not clamped, kept for `vjp`."""
         return linearise(self._traced, latents.to(self.device, self.dtype))
 
     def pixels(self, latents: torch.Tensor) -> torch.Tensor:
-        """Scaled latents to pixels [1, 3, height, width], not clamped, on the model's device."""
+        """Scaled latents to pixels [rows, 3, height, width], not clamped, on the model's device."""
         unscaled = latents / self.scaling_factor + self.shift_factor
         sample: torch.Tensor = self.model.decode(unscaled, return_dict=False)[0]
         return sample
@@ -58,16 +59,20 @@ class TorchAutoencoder:
         )
 
     @torch.inference_mode()
-    def encode(self, image: Image.Image, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """An image, resized, to mean and standard deviation of its unscaled latents."""
-        resized = image.resize((width, height), resample=Image.Resampling.LANCZOS)
-        pixels = np.asarray(resized, dtype=np.float32).transpose(2, 0, 1)[None] / 255.0
-        sample = torch.from_numpy(2.0 * pixels - 1.0).to(self.device)
-        posterior = self.model.encode(sample, return_dict=False)[0]
+    def encode(self, pixels: torch.Tensor) -> Tensors:
+        """Pixels [rows, 3, height, width] in [-1, 1] to mean and standard deviation of unscaled latents."""
+        posterior = self.model.encode(pixels.to(self.device), return_dict=False)[0]
         return posterior.mean.cpu(), posterior.std.cpu()
 
 
-def to_image(pixels: torch.Tensor) -> Image.Image:
-    """[1, 3, height, width] in [-1, 1] to an RGB image, rounded as diffusers does."""
-    values = (pixels[0] * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray((values * 255).round().astype(np.uint8))
+def to_images(pixels: torch.Tensor) -> torch.Tensor:
+    """[rows, 3, height, width] in [-1, 1] to uint8 [rows, height, width, 3], RGB, rounded as in diffusers."""
+    values = (pixels * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu()
+    return (values * 255).round().to(torch.uint8)
+
+
+def to_pixels(image: Image.Image, width: int, height: int) -> torch.Tensor:
+    """An image, resized, to [1, 3, height, width] in [-1, 1]."""
+    resized = image.resize((width, height), resample=Image.Resampling.LANCZOS)
+    pixels = np.asarray(resized, dtype=np.float32).transpose(2, 0, 1)[None] / 255.0
+    return torch.from_numpy(2.0 * pixels - 1.0)

@@ -7,23 +7,29 @@ from pathlib import Path
 import torch
 from sfumato_protos.v1 import tensor_pb2
 
+from sfumato.common.forwards import Forward, torch_rows
 from sfumato.common.model_memory import copies_of, model_bytes
 from sfumato.common.tensors import to_message
 from sfumato.common.weights import weights_digest
 from sfumato.decoder.config import DecoderSettings
-from sfumato.decoder.engine_onnx import Decode, open_decode
+from sfumato.decoder.engine_onnx import open_decode
 from sfumato.decoder.engine_torch import TorchAutoencoder
 
 
 @dataclass(frozen=True)
 class DecoderModels:
-    """One family's: vae for gradients and encoding, decode by the engine of the settings.
+    """One family's.
 
-    preview_projection: None where images carry a watermark: previews are decoded, and marked, too.
+    Attributes:
+        vae: for gradients.
+        decode: latents to images, as TorchAutoencoder.decode, by the engine of the settings.
+        encode: pixels to means and standard deviations, as TorchAutoencoder.encode.
+        preview_projection: None where images carry a watermark: previews are decoded, and marked, too.
     """
 
     vae: TorchAutoencoder
-    decode: Decode
+    decode: Forward
+    encode: Forward
     weights_digest: str
     preview_projection: tensor_pb2.Tensor | None
 
@@ -33,10 +39,12 @@ def load_models(family: Path, settings: DecoderSettings, device: torch.device) -
     threads = settings.num_threads or os.cpu_count() or 1
     vae = TorchAutoencoder(family, device)
     decode = open_decode(vae, settings.engine, settings.onnx_cache, threads, settings.triton_url)
-    image = decode(torch.zeros(1, vae.latent_channels, 8, 8))
-    vae.encode(image, image.width, image.height)
+    encode = Forward("encode_image", vae.encode, torch_rows(device))
+    side = 8 if device.type == "cpu" else 64  # where it is for the memory of a row, too
+    decode.warm(device, torch.zeros(1, vae.latent_channels, side, side))
+    encode.warm(device, torch.zeros(1, 3, side * vae.vae_scale_factor, side * vae.vae_scale_factor))
     projection = None if settings.watermark else to_message(vae.preview_projection())
-    return DecoderModels(vae, decode, weights_digest(family, "vae"), projection)
+    return DecoderModels(vae, decode, encode, weights_digest(family, "vae"), projection)
 
 
 def num_bytes(family: Path, settings: DecoderSettings, device: torch.device) -> int:

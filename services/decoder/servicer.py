@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from sfumato_protos.v1 import decoder_pb2, decoder_pb2_grpc, tensor_pb2
 
+from sfumato.common.batching import RowQueue
 from sfumato.common.calls import Context
 from sfumato.common.devices import device_of, setup_device
 from sfumato.common.errors import InvalidArgument, ResourceExhausted
@@ -24,7 +25,7 @@ from sfumato.common.model_service import add_model_service
 from sfumato.common.tensors import check_finite, from_message, to_message
 from sfumato.common.work import run
 from sfumato.decoder.config import DecoderSettings
-from sfumato.decoder.engine_torch import TorchAutoencoder
+from sfumato.decoder.engine_torch import TorchAutoencoder, to_pixels
 from sfumato.decoder.models import DecoderModels, load_models, num_bytes
 from sfumato.decoder.open_models import open_models
 from sfumato.decoder.watermark import Watermark
@@ -47,6 +48,8 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
         self.settings = settings
         # One model thread: the engine spreads each forward over the cores itself.
         self.executor = ThreadPoolExecutor(1, "vae")
+        self.rows = RowQueue(self.executor, 1)
+        self.files = ThreadPoolExecutor(os.cpu_count() or 1, "files")  # read and written beside it
         self.graphs = GraphCount(settings.max_kept_graphs)
         self.watermark = Watermark(settings.watermark) if settings.watermark else None
         device = device_of(settings.device)
@@ -72,11 +75,13 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
 
     def open_models(self) -> list[Model]:
         own = self.families.own
-        return open_models(own.vae, functools.partial(self._image, own), self.executor, self.settings)
+        return open_models(own, functools.partial(self._image, own), self.rows, self.settings)
 
     async def close(self) -> None:
         self.families.close()
+        self.rows.close()
         self.executor.shutdown(cancel_futures=True)
+        self.files.shutdown(cancel_futures=True)
 
     async def GetDecoderInfo(
         self, request: decoder_pb2.GetDecoderInfoRequest, context: Context
@@ -99,23 +104,22 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
             raise InvalidArgument("image_format", f"one of {list(_FORMATS.values())}", request.image_format)
         with self.families.use(request.family) as models:
             latents = _latents(request.latents, self.settings.max_pixels, models.vae)
+            image = await self._image(models, latents)
+        data = await run(self.files, "write_image", encode_image, image, _FORMATS[request.image_format])
+        return decoder_pb2.DecodeResponse(
+            image=data, width=image.width, height=image.height, weights_digest=models.weights_digest
+        )
 
-            def decode() -> decoder_pb2.DecodeResponse:
-                image = self._image(models, latents)
-                data = encode_image(image, _FORMATS[request.image_format])
-                return decoder_pb2.DecodeResponse(
-                    image=data, width=image.width, height=image.height, weights_digest=models.weights_digest
-                )
-
-            return await run(self.executor, "decode", decode)
-
-    def _image(self, models: DecoderModels, latents: torch.Tensor) -> Image.Image:
-        """The image, with its mark."""
+    async def _image(self, models: DecoderModels, latents: torch.Tensor) -> Image.Image:
+        """The image of latents [1, C, h, w], with its mark."""
+        if self.watermark is not None:
+            factor = models.vae.vae_scale_factor
+            self.watermark.check_size(latents.shape[3] * factor, latents.shape[2] * factor)
+        (images,) = await self.rows.rows(models.decode, latents)
+        image = Image.fromarray(images[0].numpy())
         if self.watermark is None:
-            return models.decode(latents)
-        factor = models.vae.vae_scale_factor
-        self.watermark.check_size(latents.shape[3] * factor, latents.shape[2] * factor)
-        return self.watermark.marked(models.decode(latents))
+            return image
+        return await run(self.files, "watermark", self.watermark.marked, image)
 
     async def DecodeGradient(
         self,
@@ -157,12 +161,12 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
                 asked = f"{request.width}x{request.height}"
                 raise ResourceExhausted("width x height", f"at most {self.settings.max_pixels} pixels", asked)
 
-            def encode() -> decoder_pb2.EncodeResponse:
+            def pixels() -> torch.Tensor:
                 image = open_image(request.image, "image", self.settings.max_input_pixels)
-                mean, std = models.vae.encode(image, request.width, request.height)
-                return decoder_pb2.EncodeResponse(mean=to_message(mean), std=to_message(std))
+                return to_pixels(image, request.width, request.height)
 
-            return await run(self.executor, "encode_image", encode)
+            mean, std = await self.rows.rows(models.encode, await run(self.files, "read_image", pixels))
+        return decoder_pb2.EncodeResponse(mean=to_message(mean), std=to_message(std))
 
 
 def _latents(message: tensor_pb2.Tensor, max_pixels: int, vae: TorchAutoencoder) -> torch.Tensor:

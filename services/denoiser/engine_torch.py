@@ -13,7 +13,7 @@ from diffusers import UNet2DConditionModel
 from sfumato.common.adapters import adapted, read_change
 from sfumato.common.family import part_of
 from sfumato.common.family_parts import check_part
-from sfumato.common.forwards import Forward, Tensors
+from sfumato.common.forwards import Forward, Tensors, torch_rows
 from sfumato.common.gradients import Linearised, linearise
 from sfumato.common.traced import Traced
 from sfumato.denoiser.conditioning import Conditioning, needed
@@ -22,7 +22,6 @@ from sfumato.denoiser.conditioning import Conditioning, needed
 _patched = threading.Lock()
 
 MAX_AREA = 64 * 64  # latent pixels of a CPU's forward; larger rows gain nothing from company, and take memory
-MAX_GPU_ROWS = 16
 
 
 class Unet(Protocol):
@@ -91,9 +90,7 @@ class TorchUNet(Unet):
     def _use(self, model: Any) -> None:
         self.model = model
         self._traced = Traced(self.predict)
-        # On a CPU torch picks its kernels' blocking by the number of rows, and bits with it.
-        max_rows = 1 if self.device.type == "cpu" else MAX_GPU_ROWS
-        self.forward = unet_forward(self.config, self.device, self.noise_preds, max_rows)
+        self.forward = unet_forward(self.config, self.device, self.noise_preds, torch_rows(self.device))
 
     def with_adapter(self, file: Path) -> "TorchUNet":
         """The UNet with a LoRA adapter in it; shares the weights that do not change.
