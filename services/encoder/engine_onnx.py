@@ -10,10 +10,13 @@ import structlog
 import torch
 
 from sfumato.common.engines import choose_session
+from sfumato.common.forwards import Forward
 from sfumato.common.onnx_graph import Graph
 from sfumato.encoder.engine_torch import TextEncoder
 
 log = structlog.get_logger()
+
+MAX_ROWS = 8  # 0.6 to 0.8 of their time one by one, of a small encoder on two cores
 
 
 def use_engine(
@@ -32,16 +35,18 @@ def use_engine(
         return
     session = choose_session(text_graph(encoder), engine, cache, encoder.device, num_threads, triton_url)
     if session is not None:
-        encoder.forward = session.run
+        # A Triton server puts rows together by itself.
+        max_rows = 1 if engine == "triton" else MAX_ROWS
+        encoder.forward = Forward("encode_text", lambda ids: (session.run(ids),), max_rows)
 
 
 def text_graph(encoder: TextEncoder) -> Graph:
-    """Last hidden states [1, max_tokens, hidden_size] of token ids [1, max_tokens]."""
+    """Last hidden states [rows, max_tokens, hidden_size] of token ids [rows, max_tokens]."""
 
-    def token_ids(seed: int) -> torch.Tensor:
+    def token_ids(rows: int, seed: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)
         vocabulary = int(encoder.model.config.vocab_size)
-        ids = torch.randint(0, vocabulary, (1, encoder.max_tokens), generator=generator)
+        ids = torch.randint(0, vocabulary, (rows, encoder.max_tokens), generator=generator)
         ids[:, -1] = encoder.tokenizer.eos_token_id
         return ids
 
@@ -49,9 +54,9 @@ def text_graph(encoder: TextEncoder) -> Graph:
         name="text_encoder",
         module=_HiddenStates(encoder.model),
         weights=encoder.weights,
-        inputs={"token_ids": token_ids(0)},
-        dynamic_axes={},
-        checks=[(token_ids(1),), (token_ids(2),)],
+        inputs={"token_ids": token_ids(2, 0)},
+        dynamic_axes={"token_ids": {0: "rows"}, "output": {0: "rows"}},
+        checks=[(token_ids(1, 1),), (token_ids(3, 2),)],
     )
 
 

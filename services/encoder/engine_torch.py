@@ -1,7 +1,6 @@
 """CLIP in torch: transformers' text encoders for conditioning, open_clip for the joint space."""
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from sfumato.common.adapters import adapted, read_change
 from sfumato.common.clip import load_clip
 from sfumato.common.family import part_of
 from sfumato.common.family_parts import check_part, pipeline_config
+from sfumato.common.forwards import Forward, Tensors, concatenated, split, torch_rows
 from sfumato.common.traced import Traced
 from sfumato.encoder.words import Word, words_of
 
@@ -25,6 +25,15 @@ class EncodedTexts(NamedTuple):
     prompt_embeds: torch.Tensor
     num_cut: list[int]
     pooled_prompt_embeds: torch.Tensor | None
+
+
+class Tokens(NamedTuple):
+    """Of texts: each tower's ids [encoded, max_tokens] of those that are encoded, their indices, and how many
+    tokens of each text were cut."""
+
+    ids: Tensors
+    encoded: list[int]
+    num_cut: list[int]
 
 
 @dataclass(frozen=True)
@@ -67,8 +76,8 @@ class TextEncoder:
         self.null_is_zero = is_xl and config.get("force_zeros_for_empty_prompt", True)
         self.tokenizer, self.model = self.towers[0].tokenizer, self.towers[0].model
         self.device = device
-        # Another engine's forward may take its place, where there is no pooled embedding.
-        self.forward: Callable[[torch.Tensor], torch.Tensor] = self.hidden_states
+        # Token ids to hidden states and, of SDXL, pooled embeddings. Another engine's may take its place.
+        self.forward = Forward("encode_text", self.hidden_states, torch_rows(device))
         positions = int(self.model.config.max_position_embeddings)
         self.max_tokens = min(int(self.tokenizer.model_max_length), positions)
         self.hidden_size = sum(int(tower.model.config.hidden_size) for tower in self.towers)
@@ -89,38 +98,53 @@ class TextEncoder:
             for tower, change in zip(self.towers, changes, strict=True)
         ]
         changed.model = changed.towers[0].model
-        changed.forward = changed.hidden_states
+        changed.forward = Forward("encode_text", changed.hidden_states, torch_rows(self.device))
         return changed
 
-    @torch.inference_mode()
     def encode(self, texts: list[str]) -> EncodedTexts:
-        """The conditioning of each text."""
-        # One forward per text: its bits must not depend on which texts come with it.
-        encoded = [self._encode(text) for text in texts]
+        """The conditioning of each text, a forward for each."""
+        tokens = self.tokenize(texts)
+        results = [self.forward.run(*row) for row in split(tokens.ids, 1)] if tokens.encoded else []
+        return self.encoded(tokens, concatenated(results) if results else ())
+
+    def tokenize(self, texts: list[str]) -> Tokens:
+        """The forward's inputs. One thread at a time: tokenizers keep padding and truncation as state."""
+        encoded = [index for index, text in enumerate(texts) if text or not self.null_is_zero]
+        ids = (
+            torch.cat([tower.token_ids(texts[index], self.max_tokens) for index in encoded or [0]])
+            for tower in self.towers
+        )
         cut = [
             max(0, len(self.tokenizer(text, truncation=False)["input_ids"]) - self.max_tokens)
             for text in texts
         ]
-        embeds = torch.cat([states for states, _ in encoded])
-        pooled = [one for _, one in encoded if one is not None]
-        return EncodedTexts(embeds, cut, torch.cat(pooled) if pooled else None)
+        return Tokens(tuple(ids), encoded, cut)
 
-    def _encode(self, text: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def encoded(self, tokens: Tokens, results: Tensors) -> EncodedTexts:
+        """The conditioning of all texts; results: the forward's, for the texts that are encoded."""
+        count = len(tokens.num_cut)
+        if len(tokens.encoded) < count:  # the others are null text, and zeros
+            shapes = (self.max_tokens, self.hidden_size), (self.pooled_size,)
+            whole = tuple(torch.zeros(count, *shape) for shape in shapes)
+            for tensor, rows in zip(whole, results, strict=False):
+                tensor[tokens.encoded] = rows
+            results = whole
+        return EncodedTexts(results[0], tokens.num_cut, results[1] if self.pooled_size else None)
+
+    @torch.inference_mode()
+    def hidden_states(self, *token_ids: torch.Tensor) -> Tensors:
+        """Each tower's token ids [rows, max_tokens] to hidden states [rows, max_tokens, hidden_size].
+
+        The last ones, or of SDXL the ones before, with pooled embeddings [rows, pooled_size]. On the CPU.
+        """
         if not self.pooled_size:
-            return self.forward(self.towers[0].token_ids(text, self.max_tokens)), None
-        if not text and self.null_is_zero:
-            return torch.zeros(1, self.max_tokens, self.hidden_size), torch.zeros(1, self.pooled_size)
+            return (self.model(token_ids[0].to(self.device))[0].cpu(),)
         outputs = [
-            tower.model(tower.token_ids(text, self.max_tokens).to(self.device), output_hidden_states=True)
-            for tower in self.towers
+            tower.model(ids.to(self.device), output_hidden_states=True)
+            for tower, ids in zip(self.towers, token_ids, strict=True)
         ]
         states = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
         return states.cpu(), outputs[-1].text_embeds.cpu()
-
-    def hidden_states(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Token ids [1, max_tokens] to the first encoder's last hidden states, on the CPU."""
-        states: torch.Tensor = self.model(token_ids.to(self.device))[0]
-        return states.cpu()
 
     def words(self, texts: list[str]) -> list[list[Word]]:
         """The words of each text and their tokens; cut ones are left out."""
@@ -152,22 +176,37 @@ class JointEncoder:
             for values in (self.model.visual.image_mean, self.model.visual.image_std)
         )
         self.traced_features = Traced(self.features_of)
+        self.text_forward = Forward("embed_text", self.encode_tokens, torch_rows(device))
+        self.image_forward = Forward("embed_image", self.encode_pixels, torch_rows(device))
         with torch.inference_mode():
             self.embedding_size = int(self.embed_texts(["warm"]).shape[-1])
 
-    @torch.inference_mode()
     def embed_texts(self, texts: list[str]) -> torch.Tensor:
         """Unit vectors [texts, embedding_size]."""
-        tokens = self.tokenizer(texts).to(self.device)
-        features: torch.Tensor = self.model.encode_text(tokens, normalize=True)
-        return features.cpu()
+        return self.text_forward.run(self.tokenize(texts))[0]
 
-    @torch.inference_mode()
     def embed_images(self, images: list[Image.Image]) -> torch.Tensor:
         """Unit vectors [images, embedding_size]."""
-        pixels = torch.stack([self.preprocess(image) for image in images]).to(self.device)
-        features: torch.Tensor = self.model.encode_image(pixels, normalize=True)
-        return features.cpu()
+        return self.image_forward.run(self.pixels(images))[0]
+
+    def tokenize(self, texts: list[str]) -> torch.Tensor:
+        """What text_forward takes."""
+        tokens: torch.Tensor = self.tokenizer(texts)
+        return tokens
+
+    def pixels(self, images: list[Image.Image]) -> torch.Tensor:
+        """What image_forward takes."""
+        return torch.stack([self.preprocess(image) for image in images])
+
+    @torch.inference_mode()
+    def encode_tokens(self, tokens: torch.Tensor) -> Tensors:
+        """Token ids [texts, context length] to unit vectors [texts, embedding_size], on the CPU."""
+        return (self.model.encode_text(tokens.to(self.device), normalize=True).cpu(),)
+
+    @torch.inference_mode()
+    def encode_pixels(self, pixels: torch.Tensor) -> Tensors:
+        """Preprocessed images [images, 3, image_size, image_size] to unit vectors, on the CPU."""
+        return (self.model.encode_image(pixels.to(self.device), normalize=True).cpu(),)
 
     def features_of(self, pixels: torch.Tensor) -> torch.Tensor:
         """RGB [images, 3, image_size, image_size] in [-1, 1] to unit vectors; differentiable."""

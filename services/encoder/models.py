@@ -85,7 +85,10 @@ def load_models(family: Path, settings: EncoderSettings, device: torch.device) -
     source = clip_source(family, given)
     joint = JointEncoder(source, device) if source else None
     noised = NoisedClip(family, device, joint) if (family / "clip_noised").is_dir() else None
-    text_encoder.encode(["warm"])
+    text_encoder.forward.warm(device, *text_encoder.tokenize(["warm"]).ids)
+    if joint is not None:
+        joint.text_forward.warm(device, joint.tokenize(["warm"]))
+        joint.image_forward.warm(device, torch.zeros(1, 3, joint.image_size, joint.image_size))
     digest = weights_digest(family, *WEIGHTS, other=given)
     return EncoderModels(text_encoder, joint, noised, digest, adapters_of(family))
 

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms.functional import pil_to_tensor
 
 from sfumato.common.family import read_json
+from sfumato.common.forwards import Forward, Tensors, torch_rows
 from sfumato.common.glide_clip import GlideClip
 from sfumato.common.noised_clip import check_latents, load_noised_clip
 
@@ -18,12 +19,14 @@ class Space(Protocol):
     """What texts and images become unit vectors in."""
 
     embedding_size: int
+    text_forward: Forward  # of what tokenize gives: unit vectors [texts, embedding_size]
+    image_forward: Forward  # of what pixels gives: unit vectors [images, embedding_size]
 
-    def embed_texts(self, texts: list[str]) -> torch.Tensor:
-        """Unit vectors [texts, embedding_size]."""
+    def tokenize(self, texts: list[str]) -> torch.Tensor:
+        """Token ids [texts, context length]; one thread at a time."""
 
-    def embed_images(self, images: list[Image.Image]) -> torch.Tensor:
-        """Unit vectors [images, embedding_size]."""
+    def pixels(self, images: list[Image.Image]) -> torch.Tensor:
+        """Images made as large as the CLIP takes them, [images, 3, side, side]."""
 
 
 class GlideSpace:
@@ -33,21 +36,28 @@ class GlideSpace:
         self._model, self._device = model, device
         # CLIP's vocabulary; behind the end token it pads with 0, and cuts before it, as GLIDE's.
         self._tokenizer = SimpleTokenizer(context_length=model.context_length)
-        self.embedding_size = int(self.embed_texts(["warm"]).shape[-1])
+        self.text_forward = Forward("embed_text", self._encode_tokens, torch_rows(device))
+        self.image_forward = Forward("embed_image", self._encode_pixels, torch_rows(device))
+        self.embedding_size = int(self.text_forward.run(self.tokenize(["warm"]))[0].shape[-1])
 
-    @torch.inference_mode()
-    def embed_texts(self, texts: list[str]) -> torch.Tensor:
+    def tokenize(self, texts: list[str]) -> torch.Tensor:
         """As Space has it."""
-        return self._model.embed_tokens(self._tokenizer(texts).to(self._device)).cpu()
+        return self._tokenizer(texts)
 
-    @torch.inference_mode()
-    def embed_images(self, images: list[Image.Image]) -> torch.Tensor:
-        """As Space has it; of an image its middle square, made as small as the CLIP takes it."""
+    def pixels(self, images: list[Image.Image]) -> torch.Tensor:
+        """As Space has it; of an image its middle square, in [-1, 1]."""
         side = (self._model.side, self._model.side)
         fitted = [ImageOps.fit(image.convert("RGB"), side, Image.Resampling.BICUBIC) for image in images]
-        pixels = torch.stack([pil_to_tensor(image) for image in fitted]).float() / 127.5 - 1
-        timesteps = torch.zeros(len(images), device=self._device)
-        return self._model(pixels.to(self._device), timesteps).cpu()
+        return torch.stack([pil_to_tensor(image) for image in fitted]).float() / 127.5 - 1
+
+    @torch.inference_mode()
+    def _encode_tokens(self, tokens: torch.Tensor) -> Tensors:
+        return (self._model.embed_tokens(tokens.to(self._device)).cpu(),)
+
+    @torch.inference_mode()
+    def _encode_pixels(self, pixels: torch.Tensor) -> Tensors:
+        timesteps = torch.zeros(len(pixels), device=self._device)
+        return (self._model(pixels.to(self._device), timesteps).cpu(),)
 
 
 class NoisedClip:

@@ -1,16 +1,15 @@
 """What the encoder serves by the Open Inference Protocol: CLIP's texts and images."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 
 import torch
 from PIL import Image
 
 from sfumato.common.errors import InvalidArgument
 from sfumato.common.inference_tensors import Model, Tensor
-from sfumato.common.work import run
 from sfumato.encoder.config import EncoderSettings
 from sfumato.encoder.engine_torch import JointEncoder, TextEncoder
+from sfumato.encoder.rows import EncoderRows
 
 CheckedTexts = Callable[[Sequence[str]], list[str]]
 
@@ -18,7 +17,7 @@ CheckedTexts = Callable[[Sequence[str]], list[str]]
 def open_models(
     encoder: TextEncoder,
     joint: JointEncoder | None,
-    executor: Executor,
+    rows: EncoderRows,
     settings: EncoderSettings,
     checked: CheckedTexts,
 ) -> list[Model]:
@@ -26,7 +25,7 @@ def open_models(
 
     Args:
         encoder, joint: the models.
-        executor: their thread.
+        rows: on their thread.
         settings: for limits.
         checked: the service's check of texts.
     """
@@ -35,13 +34,13 @@ def open_models(
         words = checked([decoded_text(text) for text in texts])
         found: dict[str, torch.Tensor] = {}
         if not {"prompt_embeds", "pooled_prompt_embeds", "num_truncated_tokens"}.isdisjoint(wanted):
-            encoded = await run(executor, "encode_text", encoder.encode, words)
+            encoded = await rows.encode(encoder, words)
             found["prompt_embeds"] = encoded.prompt_embeds
             found["num_truncated_tokens"] = torch.tensor(encoded.num_cut)
             if encoded.pooled_prompt_embeds is not None:
                 found["pooled_prompt_embeds"] = encoded.pooled_prompt_embeds
         if "embeddings" in wanted and joint is not None:
-            found["embeddings"] = await run(executor, "embed_text", joint.embed_texts, words)
+            found["embeddings"] = await rows.embed_texts(joint, words)
         return found
 
     hidden = (-1, encoder.max_tokens, encoder.hidden_size)
@@ -59,18 +58,16 @@ def open_models(
     embeddings = Tensor("embeddings", "FP32", (-1, joint.embedding_size))
     return [
         Model(text.name, text.inputs, [*text.outputs, embeddings], clip_text),
-        _clip_image(joint, executor, settings, embeddings),
+        _clip_image(joint, rows, settings, embeddings),
     ]
 
 
 def _clip_image(
-    joint: JointEncoder, executor: Executor, settings: EncoderSettings, embeddings: Tensor
+    joint: JointEncoder, rows: EncoderRows, settings: EncoderSettings, embeddings: Tensor
 ) -> Model:
-    def embed(images: torch.Tensor) -> torch.Tensor:
-        return joint.embed_images([Image.fromarray(image.numpy()) for image in images])
-
     async def clip_image(wanted: Sequence[str], images: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"embeddings": await run(executor, "embed_image", embed, images)}
+        embeds = rows.embed_images(joint, lambda: [Image.fromarray(image.numpy()) for image in images])
+        return {"embeddings": await embeds}
 
     limit = 3 * settings.max_image_pixels
     return Model(

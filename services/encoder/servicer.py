@@ -25,6 +25,7 @@ from sfumato.encoder.config import EncoderSettings
 from sfumato.encoder.guide import guide_image, guide_latents
 from sfumato.encoder.models import EncoderModels, load_models, num_bytes
 from sfumato.encoder.open_models import open_models
+from sfumato.encoder.rows import EncoderRows
 
 
 class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
@@ -37,6 +38,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         self.settings = settings
         # One model thread: the engine spreads each forward over the cores itself.
         self.executor = ThreadPoolExecutor(1, "clip")
+        self.rows = EncoderRows(self.executor, os.cpu_count() or 1)
         device = device_of(settings.device)
         source = Source(
             functools.partial(load_models, settings=settings, device=device),
@@ -60,12 +62,11 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
 
     def open_models(self) -> list[Model]:
         own = self.families.own
-        return open_models(
-            own.text_encoder, own.joint_or_none, self.executor, self.settings, self._checked_texts
-        )
+        return open_models(own.text_encoder, own.joint_or_none, self.rows, self.settings, self._checked_texts)
 
     async def close(self) -> None:
         self.families.close()
+        self.rows.close()
         self.executor.shutdown(cancel_futures=True)
 
     async def GetEncoderInfo(
@@ -94,9 +95,8 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
             if request.adapter:
                 # On the model's thread, so that of two first requests one loads it.
                 encoder = await run(self.executor, "load_adapter", models.with_adapter, request.adapter)
-            encoded = await run(self.executor, "encode_text", encoder.encode, texts)
-            # On the same thread: the tokenizer keeps padding and truncation in itself from call to call.
-            all_words = await run(self.executor, "words", models.text_encoder.words, texts)
+            encoded = await self.rows.encode(encoder, texts)
+            all_words = await self.rows.words(models.text_encoder, texts)
         pooled = encoded.pooled_prompt_embeds
         return encoder_pb2.EncodeTextResponse(
             weights_digest=models.weights_digest,
@@ -114,8 +114,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
     ) -> encoder_pb2.EmbedTextResponse:
         texts = self._checked_texts(request.texts)
         with self.families.use(request.family) as models:
-            space = models.space(request.noised_clip)
-            features = await run(self.executor, "embed_text", space.embed_texts, texts)
+            features = await self.rows.embed_texts(models.space(request.noised_clip), texts)
         return encoder_pb2.EmbedTextResponse(embeddings=to_message(features))
 
     async def EmbedImage(
@@ -124,13 +123,11 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         self._check_count("images", len(request.images))
         limit = self.settings.max_image_pixels
         with self.families.use(request.family) as models:
-            space = models.space(request.noised_clip)
-
-            def embed(files: Sequence[bytes]) -> "encoder_pb2.EmbedImageResponse":
-                images = [open_image(data, f"images[{i}]", limit) for i, data in enumerate(files)]
-                return encoder_pb2.EmbedImageResponse(embeddings=to_message(space.embed_images(images)))
-
-            return await run(self.executor, "embed_image", embed, request.images)
+            features = await self.rows.embed_images(
+                models.space(request.noised_clip),
+                lambda: [open_image(data, f"images[{i}]", limit) for i, data in enumerate(request.images)],
+            )
+        return encoder_pb2.EmbedImageResponse(embeddings=to_message(features))
 
     async def GuideImage(
         self, request: encoder_pb2.GuideImageRequest, context: Context

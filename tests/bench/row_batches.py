@@ -7,7 +7,8 @@ cannot depend on its company. This says whether forwards of several rows were fa
 rows one after the other; on all cores, as one forward on all threads and as forwards of n/cores rows on a
 thread each, against rows apart. Ratios above 1: rows apart are faster. It also says whether a row's bits in a
 forward of n are those that it has alone, and whether they are the same at any place among the n, which is
-what batches of a fixed size would need. Prints JSON and writes it to out/row_batches.json.
+what batches of a fixed size would need. The encoder's and the decoder's forwards are measured as they run, on
+all cores (row_batches_of_others). Prints JSON and writes it to out/row_batches.json.
 """
 
 import argparse
@@ -26,6 +27,7 @@ import torch
 from sfumato.common.onnx_graph import Session, open_graph
 from sfumato.denoiser.engine_onnx import unet_graph
 from sfumato.denoiser.engine_torch import TorchUNet
+from tests.bench.row_batches_of_others import others
 from tests.bench.step_profile import row_of
 
 ROWS = (2, 4, 8, 16, 32)
@@ -47,7 +49,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache, ThreadPoolExecutor(cores) as pool:
         one, many = (open_graph(graph, Path(cache), unet.device, threads) for threads in (1, cores))
         figures = [measured(unet, one, many, pool, cores, n, arguments.repeats) for n in ROWS]
-    text = json.dumps({"cores": cores, "ratios_above_1": "rows apart are faster", "rows": figures}, indent=2)
+        of_others = others(arguments.family, Path(cache), cores, arguments.repeats)
+    found = {"cores": cores, "ratios_above_1": "rows apart are faster", "rows": figures, "others": of_others}
+    text = json.dumps(found, indent=2)
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "row_batches.json").write_text(text + "\n")
     print(text)

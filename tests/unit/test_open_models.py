@@ -17,6 +17,7 @@ from sfumato.denoiser.step_queue import StepQueue
 from sfumato.encoder.config import EncoderSettings
 from sfumato.encoder.engine_torch import TextEncoder
 from sfumato.encoder.open_models import open_models as encoder_models
+from sfumato.encoder.rows import EncoderRows
 from tests.tiny_family import CONTEXT, WIDTH
 from tests.tiny_variants import POOLED, save_sdxl
 
@@ -70,9 +71,11 @@ async def test_the_unet_takes_its_pooled_embeddings_and_sizes_too(unet: TorchUNe
 
 async def test_texts_give_the_pooled_embeddings_too(sdxl: Path) -> None:
     encoder, executor = TextEncoder(sdxl, CPU), ThreadPoolExecutor(1)
-    (model,) = encoder_models(encoder, None, executor, EncoderSettings(), list)  # type: ignore[call-arg]
+    rows = EncoderRows(executor, 1)
+    (model,) = encoder_models(encoder, None, rows, EncoderSettings(), list)  # type: ignore[call-arg]
     names = [tensor.name for tensor in model.outputs]
     output = await model.infer(names, texts=[b"a cat", b""])
+    rows.close()
     executor.shutdown()
     expected = encoder.encode(["a cat", ""])
     assert torch.equal(output["prompt_embeds"], expected.prompt_embeds)
