@@ -116,7 +116,8 @@ class AttentionUNet:
         Returns:
             float32 [2, out_channels, height, width], and the maps of source and target.
         """
-        control = Control(*(t.to(self.device) for t in (control.mapper, control.inject, control.weights)))
+        given = control.mapper, control.inject, control.weights
+        control = Control(*(tensor.to(self.device, self.model.dtype) for tensor in given))
         source = SourceProbe()
         first = self._forward(latents[:1], timestep, conditioning[:1], source)
         target = TargetProbe(

@@ -10,6 +10,7 @@ from sfumato.denoiser.attention import AttentionUNet
 from sfumato.denoiser.conditioning import Conditioning
 from sfumato.denoiser.config import DenoiserSettings
 from sfumato.denoiser.engine_torch import TorchUNet
+from sfumato.denoiser.probes import Control
 
 CPU = torch.device("cpu")
 
@@ -29,6 +30,22 @@ def test_bfloat16_predicts_what_float32_does_to_its_precision(tiny_family: Path)
     assert (kept.output.dtype, kept.vjp(torch.ones_like(latents)).dtype) == (torch.float32, torch.float32)
     sizes = [sum(p.nbytes for p in unet.model.parameters()) for unet in (whole, half)]
     assert sizes[1] * 2 == sizes[0]
+
+
+def test_attention_is_steered_in_half_too(tiny_family: Path) -> None:
+    """The target has the source's attention, reweighted, in both precisions."""
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(1, 4, 8, 8, generator=generator).repeat(2, 1, 1, 1)
+    given = Conditioning(torch.randn(2, 24, 32, generator=generator))
+    control = Control(torch.eye(24), torch.ones(24), torch.full((24,), 1.5))
+
+    def edited(dtype: torch.dtype) -> torch.Tensor:
+        unet = AttentionUNet(TorchUNet(tiny_family, CPU, dtype).model, CPU)
+        return unet.edit(latents, 400.0, given, control, True, True)[0]
+
+    expected, got = edited(torch.float32), edited(torch.bfloat16)
+    assert got.dtype == torch.float32
+    assert float((got - expected).norm() / expected.norm()) < 0.03
 
 
 def test_loading_in_half_leaves_the_process_its_default_precision(
