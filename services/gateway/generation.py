@@ -19,9 +19,10 @@ from sfumato.gateway.masks import latent_mask
 from sfumato.gateway.pace import Pace, until
 from sfumato.gateway.parameters import FamilyInfo, Parameters
 from sfumato.gateway.prompt_to_prompt import EditingDenoiser
+from sfumato.gateway.row_steps import num_evaluations
 from sfumato.gateway.stages import IMAGES, Seconds, stage
 from sfumato.gateway.steering import NoisePred, Steering
-from sfumato.gateway.trajectory import Source, Step, prepare, sample
+from sfumato.gateway.trajectory import Source, Step, sample
 
 
 class Denoiser(AttentiveDenoiser, DifferentiableDenoiser, EditingDenoiser, Protocol):
@@ -130,7 +131,7 @@ class Generation:
         """Started, then steps and images as they come, then the timings."""
         start = time.perf_counter()
         p = self.parameters
-        _, timesteps = prepare(p, self.family.scheduler_config)
+        num_steps = num_evaluations(p, self.family)
         with self.seconds.add_to("encode_text"):
             texts = p.conditioning_texts
             encoded = await self.services.encode_text(texts, p.adapter)
@@ -138,7 +139,7 @@ class Generation:
             gradients = self.services.gradients
             targets = await embed_targets(clip, gradients, p.guidance.noised) if clip else None
         source = await self._source() if p.image else None
-        yield Started(len(timesteps), cut_warnings(texts, encoded, self.family))
+        yield Started(num_steps, cut_warnings(texts, encoded, self.family))
         # Bounded, so that a slow reader slows its own request and nothing piles up.
         queue: asyncio.Queue[Event | BaseException | None] = asyncio.Queue(maxsize=64)
         runs = asyncio.gather(*(self._image(i, encoded, targets, source, queue) for i in range(p.num_images)))

@@ -1,5 +1,6 @@
 """Parts that several of the gateway's messages share."""
 
+import functools
 import re
 from importlib.metadata import version
 from typing import Any
@@ -46,8 +47,12 @@ def format_value(name: str) -> decoder_pb2.ImageFormat.ValueType:
 
 def manifest_message(weights: dict[str, str], engine: str) -> gateway_pb2.Manifest:
     """What made the images: the weights' digests, and the versions of what ran them."""
-    versions = {name: version(name) for name in ("sfumato", "torch", "diffusers")}
-    return gateway_pb2.Manifest(weights=weights, versions={**versions, "denoiser": engine})
+    return gateway_pb2.Manifest(weights=weights, versions={**_versions(), "denoiser": engine})
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("sfumato", "torch", "diffusers")}
 
 
 def timings_message(seconds: Seconds) -> gateway_pb2.Timings:

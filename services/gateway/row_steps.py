@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from sfumato.gateway.edit_parameters import EditParameters
 from sfumato.gateway.guidance_options import PREDICTED_X0
 from sfumato.gateway.parameters import FamilyInfo, Parameters
-from sfumato.gateway.trajectory import prepare
+from sfumato.gateway.sampling import num_timesteps
 
 BACKWARD = 2  # a backward pass through the UNet, in forward passes of the same rows
 THROUGH_DECODER = 4  # an image decoded, seen by CLIP and differentiated, in rows: an estimate
@@ -23,7 +23,8 @@ def num_evaluations(p: Parameters, family: FamilyInfo) -> int:
     Raises:
         InvalidArgument: the sampler cannot take so many steps.
     """
-    return len(prepare(p, family.scheduler_config)[1])
+    strength = p.strength if p.image else 1.0
+    return num_timesteps(p.scheduler, family.scheduler_config, p.num_inference_steps, strength)
 
 
 def row_steps(p: Parameters, family: FamilyInfo) -> int:

@@ -4,7 +4,10 @@ A sampler is the family's scheduler_config.json under another diffusers class, a
 `DDIMScheduler.from_config(pipeline.scheduler.config)`.
 """
 
+import copy
+import functools
 import inspect
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,8 +61,27 @@ def usual_sampling(scheduler_config: dict[str, Any]) -> UsualSampling:
 
 def make_scheduler(name: str, scheduler_config: dict[str, Any]) -> Any:
     """A fresh scheduler; it holds one trajectory's state."""
+    return copy.deepcopy(_scheduler(name, json.dumps(scheduler_config)))
+
+
+@functools.lru_cache(maxsize=256)
+def _scheduler(name: str, scheduler_config: str) -> Any:
+    """Made once: from_config takes milliseconds, and says again what it does not like of a config."""
     class_name, overrides = SCHEDULERS[name]
-    return getattr(diffusers, class_name).from_config(scheduler_config, **overrides)
+    return getattr(diffusers, class_name).from_config(json.loads(scheduler_config), **overrides)
+
+
+def num_timesteps(
+    name: str, scheduler_config: dict[str, Any], num_inference_steps: int, strength: float
+) -> int:
+    """How many timesteps set_timesteps leaves. Raises as it."""
+    return _num_timesteps(name, json.dumps(scheduler_config), num_inference_steps, strength)
+
+
+@functools.lru_cache(maxsize=4096)
+def _num_timesteps(name: str, scheduler_config: str, num_inference_steps: int, strength: float) -> int:
+    scheduler = copy.deepcopy(_scheduler(name, scheduler_config))
+    return len(set_timesteps(scheduler, num_inference_steps, strength))
 
 
 def set_timesteps(scheduler: Any, num_inference_steps: int, strength: float) -> torch.Tensor:
