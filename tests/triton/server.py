@@ -26,7 +26,7 @@ from sfumato_client.stack import free_port
 
 WHEEL = "nvidia-pytriton==0.7.0"
 READY_SECONDS = 60.0
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def triton_folder() -> Path:
