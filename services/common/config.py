@@ -1,5 +1,6 @@
 """Settings that every service has; each service's own class adds its own."""
 
+import os
 from pathlib import Path
 from typing import Literal, Self
 
@@ -69,6 +70,11 @@ class ModelSettings(ServerSettings):
         if (self.engine == "triton") != bool(self.triton_url):
             raise ValueError("engine triton and triton_url (host:port) must be given together")
         return self
+
+    @property
+    def cpu_threads(self) -> int:
+        """num_threads, or one per core."""
+        return self.num_threads or os.cpu_count() or 1
 
 
 class ClipSettings(ModelSettings):

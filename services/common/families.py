@@ -6,7 +6,7 @@ What is wanted is gossip of gateways: each wish has a revision, the highest hold
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from sfumato.common.errors import FailedPrecondition, NotFound, SfumatoError, Un
 from sfumato.common.family import family_name
 from sfumato.common.family_folder import FamilyFolder, check_name
 from sfumato.common.model_memory import check_fits, free_unused, limit_bytes
+from sfumato.common.shielded import to_its_end
 
 M = TypeVar("M")
 T = TypeVar("T")
@@ -32,7 +33,7 @@ HELD_BYTES = Gauge("sfumato_families_bytes", "Memory that the loaded families ar
 
 @dataclass(frozen=True)
 class Source(Generic[M]):
-    """What a service makes of a family's folder.
+    """What a service makes of a family's folder, by its settings, on its device.
 
     Attributes:
         load: the models; runs on a thread of its own while others serve.
@@ -41,8 +42,8 @@ class Source(Generic[M]):
         warm: runs them once, where that has to be in their own threads.
     """
 
-    load: Callable[[Path], M]
-    num_bytes: Callable[[Path], int]
+    load: Callable[[Path, Any, torch.device], M]
+    num_bytes: Callable[[Path, Any, torch.device], int]
     device: torch.device
     warm: Callable[[M], Awaitable[None]] | None = None
 
@@ -70,8 +71,7 @@ class Listed:
 class Families(Generic[M]):
     """By name. One is loaded or let go at a time."""
 
-    def __init__(self, settings: FamiliesSettings, source: Source[M], num_threads: int) -> None:
-        """num_threads: torch's, while it loads."""
+    def __init__(self, settings: FamiliesSettings, source: Source[M]) -> None:
         self.default = family_name(settings.family)
         self._settings, self._source = settings, source
         self._folder = FamilyFolder(settings.families, self._variable("FAMILIES"))
@@ -81,7 +81,7 @@ class Families(Generic[M]):
         self._num_leaving_bytes = 0
         self._lock = asyncio.Lock()
         self._running: set[asyncio.Task[Any]] = set()
-        self._thread = ThreadPoolExecutor(1, "load", torch.set_num_threads, (num_threads,))
+        self._thread = ThreadPoolExecutor(1, "load", torch.set_num_threads, (settings.cpu_threads,))
 
     @property
     def own(self) -> M:
@@ -94,7 +94,8 @@ class Families(Generic[M]):
         Raises:
             SfumatoError: of the load.
         """
-        await self._take_in(self.default, self._settings.family)
+        folder = self._settings.family
+        await self._take_in(self.default, folder, await self._num_bytes(folder))
 
     @contextlib.contextmanager
     def use(self, name: str) -> Iterator[M]:
@@ -125,7 +126,7 @@ class Families(Generic[M]):
             NotFound, InvalidArgument: as use.
             ResourceExhausted: it would not fit.
         """
-        await self._to_its_end(self._load(name, revision))
+        await to_its_end(self._load(name, revision), self._running)  # a thread that loads cannot be stopped
         return self._listed(name)
 
     async def unload(self, name: str, revision: int) -> None:
@@ -135,7 +136,7 @@ class Families(Generic[M]):
             FailedPrecondition: it is the default, or a later wish is known.
             InvalidArgument: the name is none.
         """
-        await self._to_its_end(self._unload(name, revision))
+        await to_its_end(self._unload(name, revision), self._running)
 
     def listed(self) -> list[Listed]:
         """All that are held or were wished, the default first."""
@@ -161,12 +162,12 @@ class Families(Generic[M]):
                 self._revisions[name] = revision
                 return
             folder = self._folder.path(name)
-            num_bytes = await self._on_thread(self._source.num_bytes, folder)
+            num_bytes = await self._num_bytes(folder)
             held, limit = self._num_held_bytes(), self.limit_bytes()
             check_fits(name, num_bytes, held, limit, self._variable("MODEL_MEMORY_BYTES"))
             self._revisions[name], self._loading = revision, name
             try:
-                await self._take_in(name, folder)
+                await self._take_in(name, folder, num_bytes)
             except BaseException:
                 del self._revisions[name]
                 await self._on_thread(free_unused)
@@ -174,9 +175,8 @@ class Families(Generic[M]):
             finally:
                 self._loading = ""
 
-    async def _take_in(self, name: str, folder: Path) -> None:
-        num_bytes = await self._on_thread(self._source.num_bytes, folder)
-        models = await self._on_thread(self._source.load, folder)
+    async def _take_in(self, name: str, folder: Path, num_bytes: int) -> None:
+        models = await self._on_thread(self._source.load, folder, self._settings, self._source.device)
         if self._source.warm is not None:
             await self._source.warm(models)
         held = Held(models, num_bytes)
@@ -238,12 +238,8 @@ class Families(Generic[M]):
     def _num_held_bytes(self) -> int:
         return self._num_leaving_bytes + sum(held.num_bytes for held in self._held.values())
 
+    async def _num_bytes(self, folder: Path) -> int:
+        return await self._on_thread(self._source.num_bytes, folder, self._settings, self._source.device)
+
     async def _on_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
-
-    async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
-        """A thread that loads cannot be stopped, and what it takes has to be counted."""
-        task = asyncio.create_task(work)
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        await asyncio.shield(task)

@@ -1,10 +1,10 @@
 """What was fetched: sfumato.json in a family names repository, commit and the digest of each file."""
 
-import hashlib
 import json
 from pathlib import Path
 
 from sfumato.common.checked_weights import WeightsError
+from sfumato.common.weights import sha256
 
 RECORD = "sfumato.json"
 
@@ -35,9 +35,3 @@ def changed(folder: Path) -> list[str]:
         for name, digest in recorded.items()
         if not (folder / name).is_file() or sha256(folder / name) != digest
     ]
-
-
-def sha256(file: Path) -> str:
-    """In hexadecimal."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

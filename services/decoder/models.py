@@ -1,6 +1,5 @@
 """What the decoder makes of a family's folder: the autoencoder."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,9 +35,8 @@ class DecoderModels:
 
 def load_models(family: Path, settings: DecoderSettings, device: torch.device) -> DecoderModels:
     """Loads and warms them."""
-    threads = settings.num_threads or os.cpu_count() or 1
     vae = TorchAutoencoder(family, device)
-    decode = open_decode(vae, settings.engine, settings.onnx_cache, threads, settings.triton_url)
+    decode = open_decode(vae, settings.engine, settings.onnx_cache, settings.cpu_threads, settings.triton_url)
     encode = Forward("encode_image", vae.encode, torch_rows(device))
     side = 8 if device.type == "cpu" else 64  # where it is for the memory of a row, too
     decode.warm(device, torch.zeros(1, vae.latent_channels, side, side))

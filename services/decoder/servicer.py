@@ -53,14 +53,8 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
         self.graphs = GraphCount(settings.max_kept_graphs)
         self.watermark = Watermark(settings.watermark) if settings.watermark else None
         device = device_of(settings.device)
-        source = Source(
-            functools.partial(load_models, settings=settings, device=device),
-            functools.partial(num_bytes, settings=settings, device=device),
-            device,
-        )
-        self.families: Families[DecoderModels] = Families(
-            settings, source, settings.num_threads or os.cpu_count() or 1
-        )
+        source = Source(load_models, num_bytes, device)
+        self.families: Families[DecoderModels] = Families(settings, source)
 
     def register(self, server: grpc.aio.Server) -> None:
         decoder_pb2_grpc.add_DecoderServiceServicer_to_server(self, server)

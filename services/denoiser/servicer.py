@@ -1,9 +1,7 @@
 """The Denoise stream to steps of the UNet."""
 
 import contextlib
-import functools
 import math
-import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -53,16 +51,11 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         self.settings = settings
         self.graphs = GraphCount(settings.max_kept_graphs)
         self.device = setup_device(settings.device, 1)
-        workers = settings.num_threads or os.cpu_count() or 1
+        workers = settings.cpu_threads
         self.queue = StepQueue(forwards_at_a_time(settings.unet_engine, self.device, workers))
         self.gradients = GradientQueue(workers)
-        source = Source(
-            functools.partial(load_models, settings=settings, device=self.device),
-            functools.partial(num_bytes, settings=settings, device=self.device),
-            self.device,
-            self._warm,
-        )
-        self.families: Families[DenoiserModels] = Families(settings, source, workers)
+        source = Source(load_models, num_bytes, self.device, self._warm)
+        self.families: Families[DenoiserModels] = Families(settings, source)
 
     def register(self, server: grpc.aio.Server) -> None:
         denoiser_pb2_grpc.add_DenoiserServiceServicer_to_server(self, server)

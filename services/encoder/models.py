@@ -1,6 +1,5 @@
 """What the encoder makes of a family's folder: text encoder(s), the joint space, the noise-aware CLIP."""
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,9 +76,8 @@ class EncoderModels:
 
 def load_models(family: Path, settings: EncoderSettings, device: torch.device) -> EncoderModels:
     """Loads and warms them."""
-    threads = settings.num_threads or os.cpu_count() or 1
     text_encoder = TextEncoder(family, device)
-    use_engine(text_encoder, settings.engine, settings.onnx_cache, threads, settings.triton_url)
+    use_engine(text_encoder, settings.engine, settings.onnx_cache, settings.cpu_threads, settings.triton_url)
     # Another CLIP that was set is in the place of the service's own family's.
     given = settings.clip if family == settings.family else ""
     source = clip_source(family, given)

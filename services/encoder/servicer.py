@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import functools
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,14 +39,8 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         self.executor = ThreadPoolExecutor(1, "clip")
         self.rows = EncoderRows(self.executor, os.cpu_count() or 1)
         device = device_of(settings.device)
-        source = Source(
-            functools.partial(load_models, settings=settings, device=device),
-            functools.partial(num_bytes, settings=settings, device=device),
-            device,
-        )
-        self.families: Families[EncoderModels] = Families(
-            settings, source, settings.num_threads or os.cpu_count() or 1
-        )
+        source = Source(load_models, num_bytes, device)
+        self.families: Families[EncoderModels] = Families(settings, source)
 
     def register(self, server: grpc.aio.Server) -> None:
         encoder_pb2_grpc.add_EncoderServiceServicer_to_server(self, server)

@@ -8,13 +8,14 @@ again.
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
 from sfumato.common.errors import FailedPrecondition, NotFound, SfumatoError, Unavailable
+from sfumato.common.shielded import to_its_end
 from sfumato.gateway.channels import ModelServices
 from sfumato.gateway.model_replicas import Answer, ModelReplica, ModelReplicas
 from sfumato.gateway.parameters import FamilyInfo
@@ -77,9 +78,7 @@ class ServedFamilies:
         if served is None and name in self._wanted:
             raise Unavailable(f"{name} is being loaded; try again later", field="family", value=name)
         if served is None:
-            known = ", ".join(self._served)
-            raise NotFound(f"{name!r:.80} is not served here; there are {known}", field="family",
-                           limit=known, value=name)  # fmt: skip
+            raise self._not_served(name, "family")
         served.num_requests += 1
         served.idle.clear()
         try:
@@ -98,7 +97,7 @@ class ServedFamilies:
             ForwardedError: one refuses, say because it would not fit; then none keeps it.
             SfumatoError: its parts do not go together.
         """
-        await self._to_its_end(self._load(name))
+        await to_its_end(self._load(name), self._running)
 
     async def unload(self, name: str) -> None:
         """Refuses new requests, waits for the running ones, and lets it go everywhere. Cancelled, it goes on.
@@ -106,7 +105,7 @@ class ServedFamilies:
         Raises:
             FailedPrecondition: it is the default. NotFound: it is not served.
         """
-        await self._to_its_end(self._unload(name))
+        await to_its_end(self._unload(name), self._running)
 
     async def looked(self) -> None:
         """Waits for the first look at the replicas."""
@@ -155,9 +154,7 @@ class ServedFamilies:
                     field="name", limit="another family than the default", value=name,
                 )  # fmt: skip
             if name not in self._served:
-                known = ", ".join(self._served)
-                raise NotFound(f"{name!r:.80} is not served here; there are {known}", field="name",
-                               limit=known, value=name)  # fmt: skip
+                raise self._not_served(name, "name")
             self._changing = name
             self._wanted.discard(name)
             served = self._served.pop(name)
@@ -174,6 +171,11 @@ class ServedFamilies:
                     )
             finally:
                 self._changing = ""
+
+    def _not_served(self, name: str, field: str) -> NotFound:
+        known = ", ".join(self._served)
+        return NotFound(f"{name!r:.80} is not served here; there are {known}", field=field,
+                        limit=known, value=name)  # fmt: skip
 
     async def _serve(self, name: str) -> None:
         services = self._services.of(name)
@@ -230,12 +232,6 @@ class ServedFamilies:
             await asyncio.sleep(AGAIN_SECONDS)
         finally:
             del self._bringing[replica.target, name]
-
-    async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        await asyncio.shield(task)
 
 
 async def _all(work: Any) -> None:

@@ -16,7 +16,7 @@ from sfumato.gateway.attention_maps import AttentionWatch, AttentiveDenoiser
 from sfumato.gateway.clip_gradient import ClipServices, DifferentiableDenoiser, Targets, embed_targets
 from sfumato.gateway.conditioning import Conditioning, EncodedTexts, conditioning_of
 from sfumato.gateway.masks import latent_mask
-from sfumato.gateway.pace import Pace, until
+from sfumato.gateway.pace import Pace
 from sfumato.gateway.parameters import FamilyInfo, Parameters
 from sfumato.gateway.prompt_to_prompt import EditingDenoiser
 from sfumato.gateway.row_steps import num_evaluations
@@ -191,19 +191,15 @@ class Generation:
         steering = Steering(p, seed, noise_pred, denoiser, targets, gradients, decoding)
         last: Step | None = None
         digests: list[bytes] = []
-        replayed = 0
+        steps = sample(p, seed, self.family, source, steering)
+        cost = self.row_steps / (p.num_images * num_evaluations(p, self.family))
+        paced = self.pace.paced(steps, denoiser, pace_key(p, self.family), cost, self._last_moment())
         try:
             with self.seconds.add_to("denoise"):
-                steps = sample(p, seed, self.family, source, steering)
-                async for step, seconds in until(steps, self._last_moment()):
+                async for step in paced:
                     last = step
                     digests.append(latents_digest(step.latents))
                     done = step.index + 1
-                    # The first step opens the stream, and one that was repeated waited for a denoiser.
-                    if step.index and denoiser.num_replayed_steps == replayed:
-                        cost = self.row_steps / (p.num_images * step.num_steps)
-                        self.pace.add_step(pace_key(p, self.family), seconds, cost)
-                    replayed = denoiser.num_replayed_steps
                     preview = b""
                     if p.preview_interval_steps and done % p.preview_interval_steps == 0:
                         preview = await self._preview(step)
@@ -212,6 +208,7 @@ class Generation:
                         words = [word.text for word in watch.words]
                         await queue.put(Attended(index, done, step.num_steps, words, watch.average()))
         finally:
+            await paced.aclose()
             self.seconds.num_replayed_steps += denoiser.num_replayed_steps
             await denoiser.close()
             if decoding is not None:

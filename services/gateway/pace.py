@@ -9,7 +9,7 @@ import contextlib
 import math
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from sfumato.common.errors import DeadlineExceeded
 
@@ -21,6 +21,12 @@ RATE_SECONDS = 2.0
 MARGIN_SECONDS = 0.1  # for what is not measured: messages, the client
 MARGIN_SHARE = 0.1  # of the time left, where nothing was measured yet
 MAX_KEYS = 1000
+
+
+class Replaying(Protocol):
+    """A trajectory's stream: how many of its steps were run again."""
+
+    num_replayed_steps: int
 
 
 class Lowest:
@@ -72,6 +78,21 @@ class Pace:
             if passed < 2 * RATE_SECONDS:  # else there were pauses
                 self._seconds_per_row_step.add(passed / self._counted)
             self._counted, self._since = 0.0, self._clock()
+
+    async def paced(
+        self, steps: AsyncGenerator[T], stream: "Replaying", key: Key, row_steps: float, end: float = math.inf
+    ) -> AsyncGenerator[T]:
+        """The steps that come before `end`, each counted as so many row-steps.
+
+        Not the first, which opens the stream, and those that were repeated, which waited for a denoiser.
+        """
+        first, replayed = True, 0
+        async with contextlib.aclosing(until(steps, end)) as timed:
+            async for step, seconds in timed:
+                if not first and stream.num_replayed_steps == replayed:
+                    self.add_step(key, seconds, row_steps)
+                first, replayed = False, stream.num_replayed_steps
+                yield step
 
     def add_decode(self, seconds: float) -> None:
         """Decoding an image took so long."""

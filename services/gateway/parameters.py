@@ -74,6 +74,11 @@ class Parameters:
         return self.guidance.classifier_free and self.guidance_scale > 1 and not self.guidance_embedded
 
     @property
+    def sampled_share(self) -> float:
+        """Of the schedule, at its end: strength, or all of it without an image to start from."""
+        return self.strength if self.image else 1.0
+
+    @property
     def conditioning_texts(self) -> list[str]:
         """Texts of the conditioning rows."""
         if not self.guidance.classifier_free:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from sfumato.gateway.conditioning import EncodedTexts, conditioning_of
 from sfumato.gateway.edit_parameters import EditParameters
 from sfumato.gateway.generation import Denoiser, Finished, Services, Stepped, cut_warnings, pace_key
 from sfumato.gateway.inversion import invert
-from sfumato.gateway.pace import Key, Pace, until
+from sfumato.gateway.pace import Key, Pace
 from sfumato.gateway.parameters import FamilyInfo
 from sfumato.gateway.prompt_to_prompt import LocalBlend, sample_edit
 from sfumato.gateway.row_steps import EDIT_ROWS, sized
@@ -134,18 +133,13 @@ class PromptEdit:
             self.seconds.num_replayed_steps += denoiser.num_replayed_steps
             await denoiser.close()
 
-    async def _paced(
+    def _paced(
         self, steps: AsyncGenerator[torch.Tensor], denoiser: Denoiser, kind: str, rows: int
     ) -> AsyncGenerator[torch.Tensor]:
-        """The steps, each counted in the pace; not the first, which opens the stream, and repeated ones."""
-        p, first, replayed = self.parameters, True, 0
-        async with contextlib.aclosing(until(steps, math.inf)) as timed:
-            async for latents, seconds in timed:
-                if not first and denoiser.num_replayed_steps == replayed:
-                    key = edit_pace_key(p, self.family, kind)
-                    self.pace.add_step(key, seconds, sized(rows, p.source, self.family))
-                first, replayed = False, denoiser.num_replayed_steps
-                yield latents
+        """The steps of a kind, of so many rows each, counted in the pace."""
+        p = self.parameters
+        cost = sized(rows, p.source, self.family)
+        return self.pace.paced(steps, denoiser, edit_pace_key(p, self.family, kind), cost)
 
 
 def edit_runs(p: EditParameters, family: FamilyInfo) -> list[tuple[Key, int]]:

@@ -23,8 +23,8 @@ def num_evaluations(p: Parameters, family: FamilyInfo) -> int:
     Raises:
         InvalidArgument: the sampler cannot take so many steps.
     """
-    strength = p.strength if p.image else 1.0
-    return num_timesteps(p.scheduler, family.scheduler_config, p.num_inference_steps, strength)
+    config = family.scheduler_config
+    return num_timesteps(p.scheduler, config, p.num_inference_steps, p.sampled_share)
 
 
 def row_steps(p: Parameters, family: FamilyInfo) -> int:

@@ -51,8 +51,8 @@ class Step:
 def prepare(parameters: Parameters, scheduler_config: dict[str, Any]) -> tuple[Any, torch.Tensor]:
     """A scheduler and the timesteps that it will run."""
     scheduler = make_scheduler(parameters.scheduler, scheduler_config)
-    strength = parameters.strength if parameters.image else 1.0
-    return scheduler, set_timesteps(scheduler, parameters.num_inference_steps, strength)
+    share = parameters.sampled_share
+    return scheduler, set_timesteps(scheduler, parameters.num_inference_steps, share)
 
 
 async def sample(
