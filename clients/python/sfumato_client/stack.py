@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import itertools
 import os
 import secrets
 import signal
@@ -21,7 +22,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 READY_SECONDS = 600.0  # a first start exports graphs, and the machine may be busy; a death is seen at once
 STOP_SECONDS = 40.0
 RESTART_SECONDS = 0.5
-LISTENING_PORTS = range(20_000, 32_000)  # Linux takes those of outgoing connections from 32,768 up
+# Linux takes those of outgoing connections from 32,768 up. Each once before any comes again: a port that was
+# given is not listened on yet, and of a dozen drawn at random two are the same once in 180 times.
+LISTENING_PORTS = itertools.cycle(secrets.SystemRandom().sample(range(20_000, 32_000), 12_000))
 # What a service's process runs: it asks Linux for SIGTERM when the launcher dies, even by SIGKILL (prctl
 # option 1, PR_SET_PDEATHSIG), then becomes the service. Not a preexec_fn: that would run Python between
 # fork and exec, which crashes now and then where the launcher has gRPC's threads.
@@ -256,7 +259,7 @@ def free_port() -> int:
     and by then one of those may have it.
     """
     while True:
-        port = secrets.choice(LISTENING_PORTS)
+        port = next(LISTENING_PORTS)
         with socket.socket() as listener:
             try:
                 listener.bind(("127.0.0.1", port))
