@@ -203,7 +203,8 @@ class Generation:
                     preview = b""
                     if p.preview_interval_steps and done % p.preview_interval_steps == 0:
                         preview = await self._preview(step)
-                    await queue.put(Stepped(index, done, step.num_steps, preview))
+                    if preview or p.shows_progress(done, step.num_steps):
+                        await queue.put(Stepped(index, done, step.num_steps, preview))
                     if watch and p.attention and p.attention.is_due(done, step.num_steps):
                         words = [word.text for word in watch.words]
                         await queue.put(Attended(index, done, step.num_steps, words, watch.average()))

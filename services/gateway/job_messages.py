@@ -11,12 +11,9 @@ from sfumato.gateway.job import Event, Policy
 
 KEEP_SECONDS = 300.0
 # How a request is handled; what it makes is the same.
-HANDLING: tuple[Literal["priority", "on_disconnect", "keep_seconds", "resume_from"], ...] = (
-    "priority",
-    "on_disconnect",
-    "keep_seconds",
-    "resume_from",
-)
+HANDLING: tuple[
+    Literal["priority", "on_disconnect", "keep_seconds", "resume_from", "progress_interval_steps"], ...
+] = ("priority", "on_disconnect", "keep_seconds", "resume_from", "progress_interval_steps")
 NEED_ID = ("on_disconnect", "keep_seconds", "resume_from")
 PASSING = ("step", "attention_maps")
 

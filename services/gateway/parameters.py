@@ -67,6 +67,12 @@ class Parameters:
     guidance_embedded: bool = False
     adapter: str = ""
     preview_kind: str = PREVIEW_KINDS[0]
+    progress_interval_steps: int = 1
+
+    def shows_progress(self, step: int, num_steps: int) -> bool:
+        """Whether the client is told when `step` of `num_steps` is done."""
+        interval = self.progress_interval_steps
+        return interval > 0 and (step % interval == 0 or step == num_steps)
 
     @property
     def guided(self) -> bool:
@@ -131,6 +137,7 @@ def resolve(given: Mapping[str, Any], family: FamilyInfo, settings: GatewaySetti
         guidance_embedded=family.guidance_embedded,
         adapter=_adapter(given.get("adapter", ""), family),
         preview_kind=given.get("preview_kind", PREVIEW_KINDS[0]),
+        progress_interval_steps=_whole(given, "progress_interval_steps", 1, 0, 1000),
     )
     _check(parameters, given, family, settings)
     return parameters

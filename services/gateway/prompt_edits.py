@@ -68,7 +68,8 @@ class PromptEdit:
                 async for noisier in inversion:
                     latents = noisier
                     done += 1
-                    yield Stepped(1, done, num_steps)
+                    if p.source.shows_progress(done, num_steps):
+                        yield Stepped(1, done, num_steps)
         denoiser = self.services.open_trajectory(conditioning_of(encoded, p.source, self.family), control)
         both = latents
         try:
@@ -78,7 +79,8 @@ class PromptEdit:
                     async for stepped in paced:
                         both = stepped
                         done += 1
-                        yield Stepped(1, done, num_steps)
+                        if p.source.shows_progress(done, num_steps):
+                            yield Stepped(1, done, num_steps)
         finally:
             self.seconds.num_replayed_steps += denoiser.num_replayed_steps
             await denoiser.close()

@@ -53,6 +53,25 @@ async def test_events_come_in_order_with_everything_resolved(client: AsyncClient
     assert events[-1].done.timings.total_seconds > events[-1].done.timings.denoise_seconds > 0
 
 
+@pytest.mark.parametrize(
+    ("asked", "steps"),
+    [({}, [1, 2, 3, 4, 5, 6]), ({"progress_interval_steps": 4}, [4, 6]), ({"progress_interval_steps": 0}, []),
+     ({"progress_interval_steps": 0, "preview_interval_steps": 3}, [3, 6])],
+)  # fmt: skip
+async def test_a_client_hears_of_the_steps_that_it_asks_for(
+    client: AsyncClient, asked: Any, steps: list[int]
+) -> None:
+    events = [event async for event in client.generate_events("a cat", num_inference_steps=6, **asked)]
+    assert [event.step.step for event in events if event.HasField("step")] == steps
+    assert [event.HasField("image") for event in events[-2:]] == [True, False]
+
+
+async def test_an_edits_client_hears_of_the_steps_that_it_asks_for(client: AsyncClient) -> None:
+    options: Any = {"num_inference_steps": 6, "progress_interval_steps": 4}
+    events = [event async for event in client.edit_prompt_events("a cat", "a dog", **options)]
+    assert [event.step.step for event in events if event.HasField("step")] == [4, 6]
+
+
 async def test_previews_are_about_what_the_decoder_makes_of_the_same_latents(client: AsyncClient) -> None:
     async def previews(kind: str) -> list[np.ndarray]:
         options: Any = {"num_inference_steps": 6, "seed": 3, "preview_interval_steps": 1}

@@ -31,6 +31,7 @@ def test_two_requests_without_a_seed_get_different_ones() -> None:
         ("num_inference_steps", 0), ("num_inference_steps", 10_000), ("num_images", 0), ("num_images", 9),
         ("guidance_scale", math.nan), ("guidance_scale", math.inf), ("guidance_scale", -1), ("seed", -1),
         ("width", 65), ("width", 0), ("height", -8), ("scheduler", "best"), ("preview_interval_steps", -1),
+        ("progress_interval_steps", -1), ("progress_interval_steps", 1001),
     ],
 )  # fmt: skip
 def test_a_value_out_of_range_is_refused_by_name(field: str, value: Any) -> None:

@@ -56,6 +56,7 @@ class Client(Edits, Families):
 
     def generate(self, prompt: str, **options: Unpack[GenerateOptions]) -> GenerateResult:
         """Makes images. Raises SfumatoError with field, limit and value when refused."""
+        options.setdefault("progress_interval_steps", 0)  # nobody looks at the steps
         result = GenerateResult()
         for event in self.generate_events(prompt, **options):
             result.add(event)
@@ -94,6 +95,7 @@ class Client(Edits, Families):
         self, prompt: str, target_prompt: str, **options: Unpack[EditPromptOptions]
     ) -> EditPromptResult:
         """Prompt-to-prompt: changes an image by changing its prompt. Raises as generate does."""
+        options.setdefault("progress_interval_steps", 0)  # nobody looks at the steps
         result = EditPromptResult()
         for event in self.edit_prompt_events(prompt, target_prompt, **options):
             result.add(event)
@@ -109,6 +111,7 @@ class Client(Edits, Families):
         self, prompt: str, settings: Mapping[str, GenerateOptions], **options: Unpack[GenerateOptions]
     ) -> ComparisonResult:
         """Makes the same images under several settings of guidance: label to guidance options."""
+        options.setdefault("progress_interval_steps", 0)  # nobody looks at the steps
         result = ComparisonResult()
         for event in self.compare_events(prompt, settings, **options):
             result.add(event)
@@ -154,6 +157,7 @@ class AsyncClient(AsyncEdits, AsyncFamilies):
 
     async def generate(self, prompt: str, **options: Unpack[GenerateOptions]) -> GenerateResult:
         """Makes images. Raises SfumatoError with field, limit and value when refused."""
+        options.setdefault("progress_interval_steps", 0)  # nobody looks at the steps
         result = GenerateResult()
         async for event in self.generate_events(prompt, **options):
             result.add(event)
@@ -195,6 +199,7 @@ class AsyncClient(AsyncEdits, AsyncFamilies):
         self, prompt: str, target_prompt: str, **options: Unpack[EditPromptOptions]
     ) -> EditPromptResult:
         """Prompt-to-prompt: changes an image by changing its prompt. Raises as generate does."""
+        options.setdefault("progress_interval_steps", 0)  # nobody looks at the steps
         result = EditPromptResult()
         async for event in self.edit_prompt_events(prompt, target_prompt, **options):
             result.add(event)
@@ -213,6 +218,7 @@ class AsyncClient(AsyncEdits, AsyncFamilies):
         self, prompt: str, settings: Mapping[str, GenerateOptions], **options: Unpack[GenerateOptions]
     ) -> ComparisonResult:
         """Makes the same images under several settings of guidance: label to guidance options."""
+        options.setdefault("progress_interval_steps", 0)  # nobody looks at the steps
         result = ComparisonResult()
         async for event in self.compare_events(prompt, settings, **options):
             result.add(event)

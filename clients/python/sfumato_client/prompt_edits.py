@@ -34,6 +34,7 @@ class EditPromptOptions(TypedDict, total=False):
     priority: int
     on_disconnect: str
     keep_seconds: float | None
+    progress_interval_steps: int
 
 
 @dataclass

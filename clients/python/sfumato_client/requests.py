@@ -41,6 +41,7 @@ class GenerateOptions(GuidanceOptions, total=False):
     strength: float | None
     preview_interval_steps: int
     preview_kind: str
+    progress_interval_steps: int
     image_format: str
     request_id: str
     priority: int
