@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from sfumato_client.stack import Stack, local_stack
+from tests.bench.cores import second_core
 from tests.bench.mixed import STATIC_BATCH_RULE, InProcess, Request, Settings, mixed_requests
 from tests.bench.serving import Served, closed_loop, growth, percentile_ms, pin, served, totals
 from tests.bench.throughput_report import draw, markdown
@@ -29,6 +30,7 @@ from tests.bench.throughput_report import draw, markdown
 USUAL = Settings(30, "dpmpp_2m", 5.0, 64)
 SHORT = Settings(20, "dpmpp_2m", 5.0, 64)
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)
+SATURATING_CLIENTS = 16  # so that rows wait at each of two denoisers while the last ones are on their way
 BATCH_SIZES = (1, 2, 4, 8, 16)
 UTILISATION = 0.7  # of the arrivals that are spread in time
 OVERHEAD_RULE = (
@@ -59,6 +61,7 @@ def main() -> None:
                 "scaling": scaling(stack, arguments.most_clients),
             }
         figures["replicas"] = replicas(arguments.family, Path(logs), arguments.rounds)
+        figures["second_core"] = second_core(arguments.family, arguments.rounds, 3)
     arguments.output.mkdir(parents=True, exist_ok=True)
     text = json.dumps(figures, indent=2)
     (arguments.output / "throughput.json").write_text(text + "\n")
@@ -112,6 +115,15 @@ def one_client(stack: Stack, pipeline: InProcess, repeats: int) -> dict[str, Any
     """Where the time of a client alone goes."""
     requests = [Request(USUAL, "a cat on a blue background", seed) for seed in range(repeats)]
     asyncio.run(closed_loop(stack.target, 1, requests[:2]))
+    return {
+        **shares(stack, requests),
+        "pipeline_p50_ms": percentile_ms([pipeline.one_at_a_time([r]) for r in requests], 50),
+        "pipeline_overhead_share": round(1 - pipeline.model_share(requests[0], repeats), 4),
+    }
+
+
+def shares(stack: Stack, requests: Sequence[Request]) -> dict[str, Any]:
+    """What each part takes of the latency of one client that makes the requests, all of two rows a step."""
     before = totals(stack)
     run = asyncio.run(closed_loop(stack.target, 1, requests))
     after = totals(stack)
@@ -126,7 +138,7 @@ def one_client(stack: Stack, pipeline: InProcess, repeats: int) -> dict[str, Any
     rows = seconds("sfumato_denoiser_rows_total") / seconds("sfumato_denoiser_step_seconds_count")
     assert rows == 2, f"a step had {rows:.2f} rows: something else used the services"
     return {
-        "repeats": repeats, "overhead_rule": OVERHEAD_RULE,
+        "repeats": len(requests), "overhead_rule": OVERHEAD_RULE,
         "p50_ms": run.percentile_ms(50), "p95_ms": run.percentile_ms(95),
         "overhead_share": round(1 - (steps + ends) / client, 4),
         "share": {
@@ -136,8 +148,6 @@ def one_client(stack: Stack, pipeline: InProcess, repeats: int) -> dict[str, Any
             "encode_and_decode": round(ends / client, 4),
             "gateway_and_client": round((client - hops - ends) / client, 4),
         },
-        "pipeline_p50_ms": percentile_ms([pipeline.one_at_a_time([r]) for r in requests], 50),
-        "pipeline_overhead_share": round(1 - pipeline.model_share(requests[0], repeats), 4),
     }  # fmt: skip
 
 
@@ -157,7 +167,7 @@ def replicas(family: Path, logs: Path, rounds: int) -> dict[str, Any]:
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         return {"skipped": "one core"}
-    requests = [Request(SHORT, "a dog", seed) for seed in range(16)]
+    requests = [Request(SHORT, "a dog", seed) for seed in range(2 * SATURATING_CLIENTS)]
     settings = {"SFUMATO_DENOISER_NUM_THREADS": "1"}
     with (
         local_stack(family, log_dir=logs / "one", settings=settings) as one,
@@ -166,14 +176,18 @@ def replicas(family: Path, logs: Path, rounds: int) -> dict[str, Any]:
         for stack in (one, two):
             for denoiser, core in zip(stack.denoisers, cores, strict=False):
                 pin(denoiser, core)
-            asyncio.run(closed_loop(stack.target, 8, requests))
+            asyncio.run(closed_loop(stack.target, SATURATING_CLIENTS, requests))
         pairs = [
-            [asyncio.run(closed_loop(stack.target, 8, requests)).seconds for stack in (one, two)]
+            [
+                asyncio.run(closed_loop(stack.target, SATURATING_CLIENTS, requests)).seconds
+                for stack in (one, two)
+            ]
             for _ in range(rounds)
         ]
     alone, both = ([pair[i] for pair in pairs] for i in (0, 1))
     return {
-        "clients": 8, "one_images_per_second": _rate(16, alone), "two_images_per_second": _rate(16, both),
+        "clients": SATURATING_CLIENTS, "one_images_per_second": _rate(len(requests), alone),
+        "two_images_per_second": _rate(len(requests), both),
         "ratio": _ratio(alone, both),
     }  # fmt: skip
 
