@@ -48,10 +48,8 @@ from sfumato.gateway.row_steps import (
 class Runs:
     """Of one gateway replica."""
 
-    families: ServedFamilies  # set when the model services are there
-
-    def __init__(self, settings: GatewaySettings, admission: Access) -> None:
-        self.settings, self.admission = settings, admission
+    def __init__(self, settings: GatewaySettings, admission: Access, families: ServedFamilies) -> None:
+        self.settings, self.admission, self.families = settings, admission, families
         limits = Limits(
             settings.max_concurrent_images, settings.max_queued_row_steps, settings.max_queued_bytes
         )

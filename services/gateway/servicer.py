@@ -30,7 +30,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
     service_name = "sfumato.v1.GatewayService"
     also_serves = ("sfumato.v1.EditorService", "google.longrunning.Operations")
     services: ModelServices
-    families: ServedFamilies
+    runs: Runs  # from when the model services are there
 
     def __init__(self, settings: GatewaySettings) -> None:
         self.settings = settings
@@ -38,7 +38,6 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         self.concepts: tuple[Concept, ...] = ()
         if settings.safety_concepts_file is not None:
             self.concepts = read_concepts(settings.safety_concepts_file.read_bytes())
-        self.runs = Runs(settings, self.admission)
 
     def register(self, server: grpc.aio.Server) -> None:
         gateway_pb2_grpc.add_GatewayServiceServicer_to_server(self, server)
@@ -55,9 +54,9 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
                 # diffusers imports each scheduler at its first use: now, not in the first request.
                 for name in SCHEDULERS:
                     make_scheduler(name, info.scheduler_config)
-                self.families = ServedFamilies(self.services, info, self.settings.resolve_seconds)
-                await self.families.looked()
-                self.runs.families = self.families
+                families = ServedFamilies(self.services, info, self.settings.resolve_seconds)
+                self.runs = Runs(self.settings, self.admission, families)
+                await families.looked()
                 return
             except (grpc.aio.AioRpcError, Unavailable) as error:
                 log.info("waiting for the model services", error=str(error)[:200])
@@ -71,9 +70,9 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         return not self.services.canary.all_unsound
 
     async def close(self) -> None:
-        await self.runs.jobs.close()
-        if hasattr(self, "families"):
-            await self.families.close()
+        if hasattr(self, "runs"):
+            await self.runs.jobs.close()
+            await self.runs.families.close()
         if hasattr(self, "services"):
             await self.services.close()
         await self.editing.close()
@@ -85,13 +84,13 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
             raise InvalidArgument("page_size", "0 to 1000", request.page_size)
         if request.page_token:
             raise InvalidArgument("page_token", "a token that this service gave", request.page_token)
-        answers, editing = await asyncio.gather(self.families.answers(), self.editing.methods())
-        return families_response(self.families, answers, editing, self.settings.max_pixels)
+        answers, editing = await asyncio.gather(self.runs.families.answers(), self.editing.methods())
+        return families_response(self.runs.families, answers, editing, self.settings.max_pixels)
 
     async def LoadFamily(
         self, request: gateway_pb2.LoadFamilyRequest, context: Context
     ) -> gateway_pb2.LoadFamilyResponse:
-        await self.families.load(request.name)
+        await self.runs.families.load(request.name)
         listed = await self.ListFamilies(gateway_pb2.ListFamiliesRequest(), context)
         return gateway_pb2.LoadFamilyResponse(
             family=next((family for family in listed.families if family.name == request.name), None)
@@ -100,7 +99,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
     async def UnloadFamily(
         self, request: gateway_pb2.UnloadFamilyRequest, context: Context
     ) -> gateway_pb2.UnloadFamilyResponse:
-        await self.families.unload(request.name)
+        await self.runs.families.unload(request.name)
         return gateway_pb2.UnloadFamilyResponse()
 
     async def Generate(
