@@ -42,12 +42,17 @@ def weights_digest(family: Path, *parts: str, other: str = "") -> str:
     return digest.hexdigest()
 
 
-def engine_version(name: str, device: torch.device) -> str:
-    """What the last bits of a result depend on beside the weights: "torch 2.13.0, cpu AVX2"."""
+def engine_version(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
+    """What the last bits of a result depend on beside the weights: "torch 2.13.0, cpu AVX2".
+
+    In another precision than float32: "torch 2.13.0 bfloat16, cpu AVX2".
+    """
     try:
         engine = f"{name} {version(name)}"
     except PackageNotFoundError:
         engine = name
+    if dtype != torch.float32:
+        engine += f" {str(dtype).removeprefix('torch.')}"
     if device.type == "cuda":
         return f"{engine}, {torch.cuda.get_device_name(device)}"
     return f"{engine}, {device.type} {torch.backends.cpu.get_cpu_capability()}"

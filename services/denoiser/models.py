@@ -43,7 +43,8 @@ class DenoiserModels:
 def load_models(family: Path, settings: DenoiserSettings, device: torch.device) -> DenoiserModels:
     """Loads them."""
     scheduler_config = json.dumps(read_json(family, "scheduler", "scheduler_config.json"))
-    torch_unet = TorchUNet(family, device, getattr(torch, settings.dtype))
+    dtype = getattr(torch, settings.dtype)
+    torch_unet = TorchUNet(family, device, dtype)
     unet = open_unet(torch_unet, settings.unet_engine, settings.onnx_cache, settings.triton_url)
     named = "torch" if unet is torch_unet else "onnxruntime"
     return DenoiserModels(
@@ -52,7 +53,7 @@ def load_models(family: Path, settings: DenoiserSettings, device: torch.device) 
         scheduler_config,
         weights_digest(family, "unet", "adapters"),
         # What Triton runs on may change, and a row may share its forward with others.
-        "" if settings.engine == "triton" else engine_version(named, device),
+        "" if settings.engine == "triton" else engine_version(named, device, dtype),
     )
 
 

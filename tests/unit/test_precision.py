@@ -10,6 +10,7 @@ from sfumato.denoiser.attention import AttentionUNet
 from sfumato.denoiser.conditioning import Conditioning
 from sfumato.denoiser.config import DenoiserSettings
 from sfumato.denoiser.engine_torch import TorchUNet
+from sfumato.denoiser.models import load_models
 from sfumato.denoiser.probes import Control
 
 CPU = torch.device("cpu")
@@ -56,6 +57,15 @@ def test_loading_in_half_leaves_the_process_its_default_precision(
     monkeypatch.setattr(torch, "set_default_dtype", defaults.append)
     TorchUNet(tiny_family, CPU, torch.bfloat16)
     assert set(defaults) <= {torch.float32}
+
+
+def test_a_precision_is_part_of_what_bits_depend_on(tiny_family: Path) -> None:
+    """Replicas and replays of the same engine are held to the same bits."""
+    float32, half = (
+        load_models(tiny_family, DenoiserSettings(engine="torch", dtype=dtype), CPU).engine
+        for dtype in ("float32", "bfloat16")
+    )
+    assert half == float32.replace(",", " bfloat16,")
 
 
 def test_half_precision_and_a_graphs_engine_do_not_go_together() -> None:
