@@ -40,6 +40,9 @@ class Servicer(Protocol):
     service_name: str  # for health; with `also_serves`, a tuple, what reflection lists
     # One that has `open_models`, a function, serves that table by the Open Inference Protocol too.
 
+    def __init__(self, settings: Any) -> None:
+        """Takes its settings; what costs time is for `load`."""
+
     def register(self, server: grpc.aio.Server) -> None:
         """Adds itself to the server."""
 
@@ -75,13 +78,13 @@ def server_options(settings: ServerSettings) -> list[tuple[str, int]]:
     ]
 
 
-def run(settings: ServerSettings, servicer: Servicer) -> None:
+def run(settings: ServerSettings, servicer: type[Servicer]) -> None:
     """Serves until SIGTERM or SIGINT, then drains. The entry point of each service."""
     logs.configure(settings.log_level, settings.log_prompts)
     send_last_spans = tracing.configure(servicer.service_name)
     try:
-        uvloop.run(serve(settings, servicer))
-    except SfumatoError as error:  # of the load: weights that are missing or wrong
+        uvloop.run(serve(settings, servicer(settings)))
+    except SfumatoError as error:  # weights that are missing or wrong, a device that is not here
         log.error("cannot serve", service=servicer.service_name, error=error.message)
         sys.exit(1)
     finally:

@@ -7,5 +7,4 @@ from sfumato.decoder.servicer import DecoderServicer
 
 def main() -> None:
     """Serves until SIGTERM."""
-    settings = DecoderSettings()  # type: ignore[call-arg]
-    run(settings, DecoderServicer(settings))
+    run(DecoderSettings(), DecoderServicer)  # type: ignore[call-arg]

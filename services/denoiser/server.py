@@ -7,5 +7,4 @@ from sfumato.denoiser.servicer import DenoiserServicer
 
 def main() -> None:
     """Serves until SIGTERM."""
-    settings = DenoiserSettings()  # type: ignore[call-arg]
-    run(settings, DenoiserServicer(settings))
+    run(DenoiserSettings(), DenoiserServicer)  # type: ignore[call-arg]

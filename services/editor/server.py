@@ -7,5 +7,4 @@ from sfumato.editor.servicer import EditorServicer
 
 def main() -> None:
     """Serves until SIGTERM."""
-    settings = EditorSettings()  # type: ignore[call-arg]
-    run(settings, EditorServicer(settings))
+    run(EditorSettings(), EditorServicer)  # type: ignore[call-arg]

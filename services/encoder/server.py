@@ -7,5 +7,4 @@ from sfumato.encoder.servicer import EncoderServicer
 
 def main() -> None:
     """Serves until SIGTERM."""
-    settings = EncoderSettings()  # type: ignore[call-arg]
-    run(settings, EncoderServicer(settings))
+    run(EncoderSettings(), EncoderServicer)  # type: ignore[call-arg]

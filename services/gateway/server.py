@@ -7,5 +7,4 @@ from sfumato.gateway.servicer import GatewayServicer
 
 def main() -> None:
     """Serves until SIGTERM."""
-    settings = GatewaySettings()  # type: ignore[call-arg]
-    run(settings, GatewayServicer(settings))
+    run(GatewaySettings(), GatewayServicer)  # type: ignore[call-arg]
