@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -21,6 +22,7 @@ from sfumato.common.errors import FailedPrecondition, NotFound, SfumatoError, Un
 from sfumato.common.family import family_name
 from sfumato.common.family_folder import FamilyFolder, check_name
 from sfumato.common.model_memory import check_fits, free_unused, limit_bytes
+from sfumato.common.out_of_memory import within_memory
 from sfumato.common.shielded import to_its_end
 
 M = TypeVar("M")
@@ -176,7 +178,8 @@ class Families(Generic[M]):
                 self._loading = ""
 
     async def _take_in(self, name: str, folder: Path, num_bytes: int) -> None:
-        models = await self._on_thread(self._source.load, folder, self._settings, self._source.device)
+        load = partial(within_memory, "load", self._source.load)  # what fits may be taken by others meanwhile
+        models = await self._on_thread(load, folder, self._settings, self._source.device)
         if self._source.warm is not None:
             await self._source.warm(models)
         held = Held(models, num_bytes)

@@ -65,7 +65,9 @@ def check_fits(name: str, num_bytes: int, held: int, limit: int, setting: str) -
 def free_bytes(device: torch.device) -> int:
     """Of the device; on a CPU of the machine, or of the cgroup where that has less."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        # What torch keeps for its next tensors is free for this process, although not for others.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     if not MEMINFO.is_file():  # no Linux: all that there is
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     lines = (line.split() for line in MEMINFO.read_text().splitlines())

@@ -8,6 +8,7 @@ import torch
 from prometheus_client import Counter
 
 from sfumato.common.errors import ResourceExhausted
+from sfumato.common.model_memory import free_bytes
 
 T = TypeVar("T")
 
@@ -74,8 +75,7 @@ def rows_that_fit(device: torch.device, run_rows: Callable[[int], object]) -> in
         return None
     run_rows(2)  # libraries take their workspaces at the first time
     one, two = (_peak_bytes(device, run_rows, rows) for rows in (1, 2))
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return rows_within(one, two, torch.cuda.mem_get_info(device)[0] + cached)
+    return rows_within(one, two, free_bytes(device))
 
 
 def rows_within(one: int, two: int, free: int) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfumato.common.errors import NotFound
+from sfumato.common.out_of_memory import within_memory
 from sfumato.denoiser.attention import AttentionUNet, num_cross_attention_layers
 from sfumato.denoiser.engine_torch import TorchUNet, Unet
 
@@ -51,6 +52,7 @@ class Adapters:
         Raises:
             NotFound: there is no such adapter.
             WeightsError: it is not an adapter of this UNet.
+            OutOfMemory: there is none for the layers that it changes.
         """
         if name not in self._files:
             known = ", ".join(self._files) or "none"
@@ -58,7 +60,9 @@ class Adapters:
                            limit=known, value=name)  # fmt: skip
         async with self._lock:
             if name not in self._kept:
-                changed = await asyncio.to_thread(self._base.with_adapter, self._files[name])
+                changed = await asyncio.to_thread(
+                    within_memory, "load_adapter", self._base.with_adapter, self._files[name]
+                )
                 attention = AttentionUNet(changed.model, changed.device)
                 self._kept[name] = Unets(changed, changed, attention)
                 if len(self._kept) > self._max_kept:

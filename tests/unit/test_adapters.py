@@ -10,8 +10,10 @@ from safetensors.torch import save_file
 
 from sfumato.common.adapters import read_change
 from sfumato.common.checked_weights import WeightsError
+from sfumato.common.errors import ResourceExhausted
 from sfumato.denoiser.conditioning import Conditioning
 from sfumato.denoiser.engine_torch import TorchUNet
+from sfumato.denoiser.unets import Adapters
 from sfumato.encoder.engine_torch import TextEncoder
 
 CPU = torch.device("cpu")
@@ -147,3 +149,13 @@ def test_what_is_no_adapter_of_the_model_is_named(tiny_family: Path, tmp_path: P
     file.write_bytes(b"\x80\x04nonsense")
     with pytest.raises(WeightsError, match="pickle"):
         read_change(file, "unet")
+
+
+async def test_an_adapter_that_memory_has_no_room_for_is_refused_as_such(tmp_path: Path) -> None:
+    class Full:
+        def with_adapter(self, file: Path) -> TorchUNet:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    base: Any = Full()
+    with pytest.raises(ResourceExhausted, match="has memory for at present"):
+        await Adapters(base, {"style": tmp_path / "style.safetensors"}, 1).get("style")

@@ -172,6 +172,22 @@ async def test_a_load_that_failed_leaves_nothing(folder: Path) -> None:
     opened.close()
 
 
+async def test_a_load_that_finds_no_memory_is_refused_as_such(folder: Path) -> None:
+    """Another process may have taken it since the bytes were counted."""
+
+    def load(path: Path) -> str:
+        if path.name == "other":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return path.name
+
+    opened = families(folder, load)
+    await opened.load_default()
+    with pytest.raises(ResourceExhausted, match="has memory for at present"):
+        await opened.load(OTHER, 1)
+    assert [one.name for one in opened.listed()] == ["families/own"]
+    opened.close()
+
+
 async def test_the_services_hold_nothing_of_a_family_that_was_unloaded(folder: Path) -> None:
     given: dict[str, Any] = {"family": folder / "own", "families": folder, "engine": "torch"}
     encoder = EncoderServicer(EncoderSettings(**given))
@@ -214,6 +230,14 @@ def test_a_control_group_limits_what_is_free(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("max\n")
     assert cgroup_free_bytes(tmp_path) > 2**60
     assert cgroup_free_bytes(tmp_path / "none") > 2**60
+
+
+def test_what_torch_keeps_of_a_gpu_is_free_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would count as taken for ever after the first large forward."""
+    gpu = {"mem_get_info": (300, 1000), "memory_reserved": 600, "memory_allocated": 200}
+    for name, value in gpu.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert free_bytes(torch.device("cuda")) == 700
 
 
 def test_what_is_counted_is_what_the_weights_take(folder: Path) -> None:
