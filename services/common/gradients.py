@@ -18,11 +18,7 @@ class Linearised:
 
     input: torch.Tensor
     graph: torch.Tensor
-
-    @property
-    def output(self) -> torch.Tensor:
-        """The output alone, on the CPU."""
-        return self.graph.detach().cpu()
+    output: torch.Tensor  # the graph's value, on the CPU
 
     def vjp(self, vector: torch.Tensor) -> torch.Tensor:
         """vector . d output / d input, of the input's shape, on the CPU; vector has the output's shape."""
@@ -34,7 +30,9 @@ def linearise(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor)
     """Runs the function at x and keeps the graph."""
     with torch.enable_grad():
         start = x.detach().clone().requires_grad_()
-        return Linearised(start, function(start))
+        graph = function(start)
+    # Here, on the model's thread: a GPU is not done before, and whoever copies from it waits.
+    return Linearised(start, graph, graph.detach().cpu())
 
 
 class GraphCount:
