@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 SUPPLY := .venv-supply
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench bench-edit load load-smoke soak full-size triton-test edit-durability guidance-report edit-report video-report attention-report dashboard-picture k8s-check k8s-trial locks sbom licences audit fuzz train evaluate clean
+.PHONY: help setup demo test check format bench bench-gpu bench-edit load load-smoke soak full-size triton-test edit-durability guidance-report edit-report video-report attention-report dashboard-picture k8s-check k8s-trial locks sbom licences audit fuzz train evaluate clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ bench: setup ## Latency and throughput against diffusers' in-process pipeline; w
 	$(BIN)/python -m tests.bench.throughput --family $(FAMILY)
 	$(BIN)/python -m tests.bench.step_profile --family $(FAMILY)
 	$(BIN)/python -m tests.bench.row_batches --family $(FAMILY)
+
+bench-gpu: setup ## On a machine with a GPU: services against diffusers eager and compiled, bf16, SD 1.5's size.
+	$(BIN)/python -m tests.bench.gpu
 
 load: setup ## Every endpoint under steady load, bursts, slow readers, clients that vanish; out/load.md (6 minutes).
 	$(BIN)/python -m tests.load --family $(FAMILY)

@@ -50,7 +50,7 @@ def tiny_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     settings = {}
     for name in ("ENCODER", "DECODER", "DENOISER"):
         settings |= {f"SFUMATO_{name}_ENGINE": "torch", f"SFUMATO_{name}_NUM_THREADS": "1"}
-    with local_stack(family, denoisers=2, log_dir=logs, settings=settings) as running:
+    with local_stack(family, denoisers=2, log_dir=logs, metrics=True, settings=settings) as running:
         yield running
 
 

@@ -104,6 +104,17 @@ def growth(before: dict[str, float], after: dict[str, float], key: str) -> float
     return after.get(key, 0.0) - before.get(key, 0.0)
 
 
+def mean_of(before: dict[str, float], after: dict[str, float], name: str, label: str = "") -> float:
+    """What a histogram of `totals` saw in between, on average; label: "/unet", say."""
+    count = growth(before, after, f"{name}_count{label}")
+    return growth(before, after, f"{name}_sum{label}") / count
+
+
+def mean_ms(before: dict[str, float], after: dict[str, float], name: str, label: str = "") -> float:
+    """The same, of seconds, in ms."""
+    return round(1000 * mean_of(before, after, name, label), 3)
+
+
 def pin(service: Service, core: int) -> None:
     """Keeps all threads of a service, those to come too, on one core."""
     for thread in os.listdir(f"/proc/{service.process.pid}/task"):

@@ -21,6 +21,7 @@ from typing import Any
 import onnxruntime
 import torch
 from sfumato_protos.v1 import denoiser_pb2
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from sfumato.common.onnx_graph import FILE, open_graph
@@ -30,7 +31,7 @@ from sfumato.denoiser.engine_onnx import unet_graph
 from sfumato.denoiser.engine_torch import TorchUNet
 from sfumato_client.stack import local_stack
 from tests.bench.mixed import Request, Settings
-from tests.bench.serving import closed_loop, growth, totals
+from tests.bench.serving import closed_loop, mean_ms, totals
 
 KINDS = {
     "matmul": ("MatMul", "Gemm", "FusedMatMul", "Attention", "MultiHeadAttention"),
@@ -74,6 +75,7 @@ KINDS = {
 }
 LARGE = 2048  # side of the large matrices
 TOKENS = 32
+CPU = torch.device("cpu")
 USUAL = Settings(30, "dpmpp_2m", 5.0, 64)
 
 
@@ -87,7 +89,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("out"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    unet = TorchUNet(arguments.family, torch.device("cpu"))
+    unet = TorchUNet(arguments.family, CPU)
     forward = operators(unet, arguments.repeats)
     figures = {
         "forward": forward,
@@ -101,12 +103,12 @@ def main() -> None:
     print(text)
 
 
-def row_of(unet: TorchUNet) -> tuple[torch.Tensor, Conditioning]:
-    """Latents and conditioning of one row of the family's own size."""
+def row_of(unet: TorchUNet, side: int = 0, tokens: int = TOKENS) -> tuple[torch.Tensor, Conditioning]:
+    """Latents and conditioning of one row; side: of the latents, 0: the family's own."""
     config, generator = unet.config, torch.Generator().manual_seed(0)
-    side = config.sample_size
+    side = side or config.sample_size
     latents = torch.randn(1, config.in_channels, side, side, generator=generator)
-    return latents, Conditioning(torch.randn(1, TOKENS, config.cross_attention_dim, generator=generator))
+    return latents, Conditioning(torch.randn(1, tokens, config.cross_attention_dim, generator=generator))
 
 
 def operators(unet: TorchUNet, repeats: int) -> dict[str, Any]:
@@ -155,10 +157,7 @@ def shares(spent: Counter[str]) -> dict[str, float]:
 
 def floor(unet: TorchUNet, row_seconds: float) -> dict[str, Any]:
     """The UNet's FLOPs over the rates of torch.mm on one thread: of the UNet's sizes, and of large ones."""
-    latents, conditioning = row_of(unet)
-    with FlopCounterMode(display=False) as counter:
-        unet.noise_pred(latents, 500.0, conditioning)
-    flops = counter.get_total_flops()
+    flops = flops_of_a_row(unet, *row_of(unet))
     places, channels = unet.config.sample_size**2, unet.config.block_out_channels[0]
     # A 3x3 convolution of the first level as a matrix product: places x 9 channels by 9 channels x channels.
     small, large = flops_per_second(places, 9 * channels, channels), flops_per_second(LARGE, LARGE, LARGE)
@@ -173,14 +172,27 @@ def floor(unet: TorchUNet, row_seconds: float) -> dict[str, Any]:
     }
 
 
-def flops_per_second(m: int, k: int, n: int) -> float:
-    """Of torch.mm [m, k] by [k, n], float32, on the threads that torch has."""
-    a, b, out = torch.randn(m, k), torch.randn(k, n), torch.empty(m, n)
+def flops_of_a_row(unet: TorchUNet, latents: torch.Tensor, conditioning: Conditioning) -> int:
+    """Of one forward pass: its matrix products, convolutions and attention."""
+    # Attention as the products that it is: the counter does not know all of its fused kernels.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        unet.noise_pred(latents, 500.0, conditioning)
+    return int(counter.get_total_flops())
+
+
+def flops_per_second(
+    m: int, k: int, n: int, device: torch.device = CPU, dtype: torch.dtype = torch.float32
+) -> float:
+    """Of torch.mm [m, k] by [k, n]; on a CPU on the threads that torch has."""
+    a, b = (torch.randn(*shape, device=device).to(dtype) for shape in ((m, k), (k, n)))
+    out = torch.empty(m, n, device=device, dtype=dtype)
     repeats = max(5, int(2e9 / (2 * m * k * n)))
 
     def product() -> None:
         for _ in range(repeats):
             torch.mm(a, b, out=out)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
     return repeats * 2 * m * k * n / median_seconds(product, 7)
 
@@ -217,15 +229,11 @@ def services(family: Path) -> dict[str, Any]:
             asyncio.run(closed_loop(stack.target, clients, requests))
             after = totals(stack)
 
-            def mean_ms(name: str, label: str = "", before: Any = before, after: Any = after) -> float:
-                count = growth(before, after, f"{name}_count{label}")
-                return round(1000 * growth(before, after, f"{name}_sum{label}") / count, 3)
-
             found[f"clients_{clients}"] = {
-                "gateway_step_ms": mean_ms("sfumato_gateway_step_seconds"),
-                "denoiser_step_ms": mean_ms("sfumato_denoiser_step_seconds"),
-                "queue_wait_of_a_row_ms": mean_ms("sfumato_model_wait_seconds", "/unet"),
-                "forward_of_a_row_ms": mean_ms("sfumato_model_run_seconds", "/unet"),
+                "gateway_step_ms": mean_ms(before, after, "sfumato_gateway_step_seconds"),
+                "denoiser_step_ms": mean_ms(before, after, "sfumato_denoiser_step_seconds"),
+                "queue_wait_of_a_row_ms": mean_ms(before, after, "sfumato_model_wait_seconds", "/unet"),
+                "forward_of_a_row_ms": mean_ms(before, after, "sfumato_model_run_seconds", "/unet"),
             }
     return found
 
