@@ -8,6 +8,7 @@ import torch
 from prometheus_client import Counter
 
 from sfumato.common.errors import ResourceExhausted
+from sfumato.common.lost_gpu import end_if_gpu_is_lost
 from sfumato.common.model_memory import free_bytes
 
 T = TypeVar("T")
@@ -44,6 +45,7 @@ def within_memory(work: str, function: Callable[..., T], *arguments: object) -> 
         return function(*arguments)
     except Exception as error:
         if not is_out_of_memory(error):
+            end_if_gpu_is_lost()
             raise
         log.warning("out of memory", work=work, error=str(error)[:300])
     OUT_OF_MEMORY.labels(work).inc()
