@@ -38,6 +38,7 @@ class Forward:
         run: tensors [rows, ...] to tensors [rows, ...].
         max_rows: of different callers in one forward, where that pays; 1: it does not.
         max_elements: of the first tensor, in one forward of several rows; for lack of memory it becomes less.
+        batch_invariant: whether rows go together only where that does not show in their bits.
         same_bits: whether rows have the bits together that they have alone, by their shapes.
     """
 
@@ -45,6 +46,7 @@ class Forward:
     run: Callable[..., Tensors]
     max_rows: int
     max_elements: int = sys.maxsize
+    batch_invariant: bool = True
     same_bits: dict[tuple[Any, ...], bool] = field(default_factory=dict)
 
     def rows_at_most(self, first: torch.Tensor) -> int:
@@ -80,7 +82,9 @@ class Forward:
         if len(parts) == 1:
             return [self._alone(parts[0])]
         key = _shapes(parts)
-        known = self.same_bits.get(key)  # another thread may try the same meanwhile
+        known = (
+            self.same_bits.get(key) if self.batch_invariant else True
+        )  # another thread may try the same meanwhile
         together = None if known is False else self._together(parts)
         if together is None:
             half = len(parts) // 2

@@ -18,6 +18,11 @@ class DenoiserSettings(FamiliesSettings):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Precision of the UNet; the halves need engine torch, which auto then is."
     )
+    batch_invariant: bool = Field(
+        True,
+        description="Steps of different requests share a forward only where each keeps the bits that it has "
+        "alone. false: wherever it pays, at the price of last bits that depend on the company.",
+    )
     max_latent_area: int = Field(128 * 128, gt=0, description="Largest latent height times width.")
     max_rows: int = Field(16, gt=0, description="Most conditioning rows of a trajectory.")
     max_adapters: int = Field(

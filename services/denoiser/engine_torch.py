@@ -103,6 +103,7 @@ class TorchUNet(Unet):
         with _patched:
             changed._use(adapted(self.model, change, str(file)))
         changed.forward.max_elements = self.forward.max_elements
+        changed.forward.batch_invariant = self.forward.batch_invariant
         return changed
 
     @torch.inference_mode()

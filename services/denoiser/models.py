@@ -46,14 +46,17 @@ def load_models(family: Path, settings: DenoiserSettings, device: torch.device) 
     dtype = getattr(torch, settings.dtype)
     torch_unet = TorchUNet(family, device, dtype)
     unet = open_unet(torch_unet, settings.unet_engine, settings.onnx_cache, settings.triton_url)
+    for one in (torch_unet, unet):
+        one.forward.batch_invariant = settings.batch_invariant
     named = "torch" if unet is torch_unet else "onnxruntime"
+    # What Triton runs on may change, and a row may share its forward with others.
+    same_bits = settings.batch_invariant and settings.engine != "triton"
     return DenoiserModels(
         Unets(unet, torch_unet, AttentionUNet(torch_unet.model, device)),
         Adapters(torch_unet, adapters_of(family), settings.max_adapters),
         scheduler_config,
         weights_digest(family, "unet", "adapters"),
-        # What Triton runs on may change, and a row may share its forward with others.
-        "" if settings.engine == "triton" else engine_version(named, device, dtype),
+        engine_version(named, device, dtype) if same_bits else "",
     )
 
 

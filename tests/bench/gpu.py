@@ -7,18 +7,19 @@
 
 The first run makes the family, random weights in the published layout, in out/sd15-size (4 GB). Images/s of
 the pipeline by itself, in batches, and by torch.compile (mode reduce-overhead: CUDA graphs), and of the
-services over gRPC with so many clients; each as a share of what torch.mm reaches on the device, by the UNet's
-FLOPs alone. Then which rows of different callers may share a forward (bits, time), and whether the services'
-image is the float32 pipeline's, to the precision; where it is not, the exit code is 1. The last line
-exercises all of it on a CPU. Writes out/gpu.json after every stage, out/gpu.md at the end.
+services over gRPC with so many clients, batch invariant and not; each as a share of what torch.mm reaches on
+the device, by the UNet's FLOPs alone. Then which rows of different callers have the bits together that they
+have alone, what company saves, and whether the services' image is the float32 pipeline's, to the precision;
+where it is not, the exit code is 1. The last of the lines above tries all of it on a CPU. Writes out/gpu.json
+after every stage, out/gpu.md at the end.
 """
 
 import argparse
-import contextlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from sfumato_client.stack import Stack
 from tests.bench.gpu_check import Check
 from tests.bench.gpu_report import markdown
 from tests.bench.gpu_rows import rows_together
-from tests.bench.gpu_ways import Measure, pipelines, services, started
+from tests.bench.gpu_ways import Measure, environment, pipelines, services, started
 from tests.bench.mixed import Request, Settings
 from tests.bench.step_profile import flops_of_a_row, flops_per_second, row_of
 from tests.full_size.models import CONTEXT, save_family
@@ -41,13 +42,13 @@ FAMILY = Path("out/sd15-size")
 TOKENIZER = Path("deploy/models/emoji/tokenizer")
 MATRIX_SIDE = {"cuda": 8192, "cpu": 1024}
 MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune")
+SERVICES = {"services": True, "services, bits may show company": False}  # whether batch invariant
+Start = Callable[[Path, dict[str, str]], AbstractContextManager[Stack]]
 ROWS_OF_AN_IMAGE = 2  # with and without the prompt
 
 
-def main(
-    given: Sequence[str] | None = None, running: contextlib.AbstractContextManager[Stack] | None = None
-) -> None:
-    """Parses the options, measures, prints; running: services in the place of those that it starts."""
+def main(given: Sequence[str] | None = None, start: Start = started) -> None:
+    """Parses the options, measures, prints; start: the services, from a family and their settings."""
     arguments = parsed(given)
     device = torch.device(arguments.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -83,12 +84,14 @@ def main(
     say("which rows may share a forward")
     figures["rows_together"] = rows_together(family, device, dtype, latent_side, CONTEXT)
     save()
-    say("starting the services")
-    with running or started(family, device, dtype) as stack:
-        check.ask(stack.target)
-        for way in services(stack, measure, arguments.clients, say):
-            figures["ways"].append(way)
-            save()
+    for name, batch_invariant in SERVICES.items():
+        say(f"starting the {name}")
+        with start(family, environment(device, dtype, batch_invariant)) as stack:
+            if batch_invariant:
+                check.ask(stack.target)
+            for way in services(stack, name, measure, arguments.clients, say):
+                figures["ways"].append(way)
+                save()
     eager = figures["ways"][0]["images_per_second"]
     for way in figures["ways"]:
         if "failed" not in way:

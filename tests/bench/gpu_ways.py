@@ -90,30 +90,35 @@ def _pipeline(family: Path, measure: Measure, name: str, mode: str, batch: int) 
 
 
 @contextlib.contextmanager
-def started(family: Path, device: torch.device, dtype: torch.dtype) -> Iterator[Stack]:
-    """The services on the device, the UNet in this precision."""
+def started(family: Path, settings: dict[str, str]) -> Iterator[Stack]:
+    """The services."""
     with (
         tempfile.TemporaryDirectory() as logs,
-        local_stack(family, log_dir=Path(logs), metrics=True, settings=environment(device, dtype)) as stack,
+        local_stack(family, log_dir=Path(logs), metrics=True, settings=settings) as stack,
     ):
         yield stack
 
 
-def environment(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
-    """Settings of the services."""
-    found = {"SFUMATO_DENOISER_DTYPE": str(dtype).removeprefix("torch.")}
+def environment(device: torch.device, dtype: torch.dtype, batch_invariant: bool) -> dict[str, str]:
+    """Settings of the services on the device, the UNet in this precision."""
+    found = {
+        "SFUMATO_DENOISER_DTYPE": str(dtype).removeprefix("torch."),
+        "SFUMATO_DENOISER_BATCH_INVARIANT": str(batch_invariant).lower(),
+    }
     for name in ("ENCODER", "DECODER", "DENOISER"):
         found |= {f"SFUMATO_{name}_DEVICE": str(device), f"SFUMATO_{name}_ENGINE": "torch"}
     return found
 
 
-def services(stack: Stack, measure: Measure, clients: Sequence[int], say: Say) -> Iterator[dict[str, Any]]:
+def services(
+    stack: Stack, name: str, measure: Measure, clients: Sequence[int], say: Say
+) -> Iterator[dict[str, Any]]:
     """Over gRPC, with so many clients that each ask for the next image when they have the last."""
     for count in clients:
-        say(f"services, {count} clients")
+        say(f"{name}, {count} clients")
         with peak_memory(measure.device) as peak:
             found, images_per_second = _served(stack, measure, count)
-        yield {**measure.way("services", count, images_per_second, peak), **found}
+        yield {**measure.way(name, count, images_per_second, peak), **found}
 
 
 def _served(stack: Stack, measure: Measure, clients: int) -> tuple[dict[str, Any], float]:

@@ -14,7 +14,8 @@ from sfumato_client.stack import Stack
 from tests.bench.gpu import main
 from tests.bench.gpu_ways import environment
 
-WAYS = [("diffusers, eager", 1), ("diffusers, eager", 2), ("services", 1), ("services", 2)]
+SERVED = [(name, count) for name in ("services", "services, bits may show company") for count in (1, 2)]
+WAYS = [("diffusers, eager", 1), ("diffusers, eager", 2), *SERVED]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -28,10 +29,11 @@ def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path) -> None:
 
 
 def test_the_services_get_the_device_and_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in environment(torch.device("cuda:1"), torch.bfloat16).items():
+    for name, value in environment(torch.device("cuda:1"), torch.bfloat16, False).items():
         monkeypatch.setenv(name, value)
     denoiser = DenoiserSettings()
     assert (denoiser.device, denoiser.unet_engine, denoiser.dtype) == ("cuda:1", "torch", "bfloat16")
+    assert not denoiser.batch_invariant
     for settings in (EncoderSettings(), DecoderSettings()):
         assert (settings.device, settings.engine) == ("cuda:1", "torch")
 
@@ -43,7 +45,7 @@ def test_every_figure_is_there_and_the_images_are_the_pipelines(
         "--device cpu --dtype float32 --side 64 --steps 2 --images 2 --compile --batches 1 2 --clients 1 2"
     )
     given = [*options.split(), "--markdown", "--family", str(tiny_stack.family), "--output", str(tmp_path)]
-    main(given, contextlib.nullcontext(tiny_stack))
+    main(given, lambda family, settings: contextlib.nullcontext(tiny_stack))
     figures = json.loads((tmp_path / "gpu.json").read_text())
     ways = figures["ways"]
     assert [(way["way"], way["at_a_time"]) for way in ways] == WAYS

@@ -66,6 +66,9 @@ def test_a_precision_is_part_of_what_bits_depend_on(tiny_family: Path) -> None:
         for dtype in ("float32", "bfloat16")
     )
     assert half == float32.replace(",", " bfloat16,")
+    loose = load_models(tiny_family, DenoiserSettings(engine="torch", batch_invariant=False), CPU)
+    assert loose.engine == ""  # nothing promises the same bits, so nobody is judged by them
+    assert not loose.unets.unet.forward.batch_invariant
 
 
 def test_half_precision_and_a_graphs_engine_do_not_go_together() -> None:

@@ -75,6 +75,16 @@ async def test_rows_whose_bits_would_show_their_company_go_apart() -> None:
     queue.close()
 
 
+async def test_bits_may_show_their_company_where_the_operator_says_so() -> None:
+    queue, unet = StepQueue(2), Unet(max_rows=2, depends=True)
+    unet.forward.batch_invariant = False
+    results = await waiting_behind_one(queue, unet, [(float(value), 8) for value in range(2, 6)])
+    assert unet.forwards[2:] == [2, 2]  # together at once, without a trial
+    for value, result in zip(range(2, 6), results[2:], strict=True):
+        assert torch.equal(result, torch.full((1, 4, 8, 8), 2.0 * value + 2))
+    queue.close()
+
+
 async def test_only_rows_of_one_size_go_together_and_large_ones_alone() -> None:
     queue, unet = StepQueue(2), Unet()
     large = int(MAX_AREA**0.5)
