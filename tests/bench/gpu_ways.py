@@ -69,7 +69,6 @@ def pipelines(
                 say(f"{name} failed: {error!s:.300}")
                 yield {"way": name, "at_a_time": batch, "failed": f"{error!s:.300}"}
             torch.compiler.reset()
-            free_memory()
 
 
 def _pipeline(family: Path, measure: Measure, name: str, mode: str, batch: int) -> dict[str, Any]:
@@ -91,7 +90,8 @@ def _pipeline(family: Path, measure: Measure, name: str, mode: str, batch: int) 
 
 @contextlib.contextmanager
 def started(family: Path, settings: dict[str, str]) -> Iterator[Stack]:
-    """The services."""
+    """The services, which see how much memory is free."""
+    free_memory()
     with (
         tempfile.TemporaryDirectory() as logs,
         local_stack(family, log_dir=Path(logs), metrics=True, settings=settings) as stack,
@@ -143,6 +143,7 @@ def _served(stack: Stack, measure: Measure, clients: int) -> tuple[dict[str, Any
 @contextlib.contextmanager
 def peak_memory(device: torch.device) -> Iterator[list[int]]:
     """One number: the most bytes of the device that were in use by any process while the block ran."""
+    free_memory()
     peak, over = [used_bytes(device)], threading.Event()
 
     def look() -> None:
@@ -167,7 +168,7 @@ def used_bytes(device: torch.device) -> int:
 
 
 def free_memory() -> None:
-    """Gives back what a way before held."""
+    """Gives back what this process no longer uses."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
