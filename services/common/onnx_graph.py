@@ -90,7 +90,7 @@ def open_graph(graph: Graph, cache: Path, device: torch.device, num_threads: int
         GraphError: it cannot be exported or run, or differs from the module by more than
             MAX_RELATIVE_ERROR, also when made afresh.
     """
-    for provider in _providers(device):
+    for provider, _ in _providers(device):
         if provider not in onnxruntime.get_available_providers():
             raise GraphError(f"onnxruntime has no {provider} here: it needs onnxruntime-gpu")
     with _folder(cache) as root:
@@ -199,8 +199,10 @@ def _digest_of_graph(folder: Path) -> str:
     return digest_of([path for path in files_of(folder) if path.name != DIGEST])
 
 
-def _providers(device: torch.device) -> list[Any]:
-    return ["CPUExecutionProvider"] if device.type == "cpu" else ["CUDAExecutionProvider"]
+def _providers(device: torch.device) -> list[tuple[str, dict[str, Any]]]:
+    if device.type == "cpu":
+        return [("CPUExecutionProvider", {})]
+    return [("CUDAExecutionProvider", {"device_id": device.index or 0})]
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:

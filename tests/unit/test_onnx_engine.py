@@ -206,6 +206,16 @@ def test_a_gpu_without_its_provider_is_refused(torch_unet: TorchUNet, tmp_path: 
         onnx_graph.open_graph(graph, tmp_path, torch.device("cuda"), 1)
 
 
+def test_a_graph_runs_on_the_gpu_that_was_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(
+        onnx_graph.onnxruntime, "InferenceSession", lambda *_, **options: given.update(options)
+    )
+    for name, index in (("cuda", 0), ("cuda:1", 1)):
+        onnx_graph.Session(tmp_path / "model.onnx", [], torch.device(name), 1)
+        assert given["providers"] == [("CUDAExecutionProvider", {"device_id": index})]
+
+
 @pytest.mark.parametrize("engine", ["tensorflow", "", "ONNX"])
 def test_an_unknown_engine_is_refused(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SFUMATO_DENOISER_ENGINE", engine)
