@@ -1,6 +1,7 @@
 """Small clips for tests: a bright disc that crosses a pattern, as files of every kind, and damaged ones."""
 
 import io
+import struct
 from fractions import Fraction
 from typing import Any
 
@@ -46,6 +47,18 @@ def video_file(
                 frame.pts, frame.time_base = ticks[index], Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def file_without_frames(kind: str = "mp4", side: int = 32) -> bytes:
+    """A header of a square picture, and the end: mp4 or gif."""
+    if kind == "gif":
+        return b"GIF89a" + struct.pack("<HHBBB", side, side, 0, 0, 0) + b";"
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=kind) as container:
+        stream: Any = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = side, side, "yuv420p"
+        container.start_encoding()
     return buffer.getvalue()
 
 

@@ -77,8 +77,9 @@ def decode(data: bytes, field: str, limits: Limits) -> Video:
     try:
         with av.open(io.BytesIO(data), format=kind) as container:
             if not container.streams.video:
+                others = len(container.streams)
                 raise InvalidArgument(
-                    field, "a file with pictures", f"{len(container.streams)} other streams"
+                    field, "a file with pictures", f"{others} other streams" if others else "without any"
                 )
             stream = container.streams.video[0]
             promised = _check_header(container, stream, field, limits)
@@ -86,8 +87,10 @@ def decode(data: bytes, field: str, limits: Limits) -> Video:
             average = float(stream.average_rate or 0)
     except av.error.FFmpegError as error:
         raise InvalidArgument(field, f"{KINDS} that is whole", f"{len(data)} bytes: {error}") from error
-    if len(frames) < max(1, LEAST_SHARE * promised):
-        raise InvalidArgument(field, f"whole: {promised or 'some'} frames", f"cut off after {len(frames)}")
+    if not frames:
+        raise InvalidArgument(field, "a file with pictures", "without any")
+    if len(frames) < LEAST_SHARE * promised:
+        raise InvalidArgument(field, f"whole: {promised} frames", f"cut off after {len(frames)}")
     return _at_constant_rate(frames, average, field, limits)
 
 

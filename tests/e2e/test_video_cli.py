@@ -83,12 +83,19 @@ def test_what_cannot_be_is_said_in_one_line(edit_stack: Stack, arguments: list[s
     assert said in ran.stderr
 
 
-def test_a_file_that_is_no_video_is_refused(edit_stack: Stack, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [(b"no video", "video must be an MP4, WebM or GIF file"), (b"", "video must be given")],
+    ids=["no video", "empty"],
+)
+def test_a_file_that_is_no_video_is_refused(
+    edit_stack: Stack, tmp_path: Path, data: bytes, said: str
+) -> None:
     path = tmp_path / "song.mp4"
-    path.write_bytes(b"no video")
+    path.write_bytes(data)
     ran = sfumato("atlas", path, "-o", tmp_path / "x", "--quick", target=edit_stack.target)
     assert ran.returncode == 1
-    assert "video must be an MP4, WebM or GIF file" in ran.stderr
+    assert said in ran.stderr
 
 
 def test_help_teaches_with_examples(edit_stack: Stack) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from sfumato.common.errors import InvalidArgument, ResourceExhausted
 from sfumato.editor.video import Limits, Video, decode, encode_mp4
-from tests.clips import audio_file, moving_disc, video_file
+from tests.clips import audio_file, file_without_frames, moving_disc, video_file
 
 LIMITS = Limits(
     max_bytes=10**6, max_frames=20, max_seconds=10.0, max_pixels=64 * 64, max_total_pixels=20 * 64 * 64
@@ -57,8 +57,10 @@ def damaged() -> bytes:
         (video_file(moving_disc()[0])[:900], "whole"),
         (damaged(), "whole"),
         (b"\x1aE\xdf\xa3" + bytes(200), "whole"),
+        (file_without_frames("mp4"), "a file with pictures, but is without any"),
+        (file_without_frames("gif"), "a file with pictures, but is without any"),
     ],
-    ids=["empty", "playlist", "audio only", "cut off", "damaged", "header alone"],
+    ids=["empty", "playlist", "audio only", "cut off", "damaged", "header alone", "no frames", "bare GIF"],
 )
 def test_a_file_without_a_clip_is_refused(data: bytes, said: str) -> None:
     with pytest.raises(InvalidArgument, match=said) as error:
