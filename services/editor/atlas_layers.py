@@ -4,6 +4,8 @@ An edit layer is float [1, 4, s, s] in [0, 1], colour and opacity over the atlas
 frame it is [1, 4, h, w], its opacity times the share of the pixel that its layer of the clip has:
 
     c' = (1 - a) c + a E(uv),  a = alpha_E(uv) alpha   (1 - alpha for the background)
+
+where E(uv) is its mean over the pixel: a pixel of the clip covers several of the atlas.
 """
 
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from torch.nn import functional as F
 from sfumato.editor.decomposition import Decomposition, maps_of
 
 VISIBLE = 0.5  # share of a pixel
+SAMPLES = 2  # along each side of a pixel, whose mean is what it shows
 MARGIN = 0.1  # of its sides, around the part of the atlas that the clip shows
 
 
@@ -54,8 +57,10 @@ class LayerMaps:
         """The edit layer [1, 4, ...] of a box of the atlas, in frame t; nothing outside the box."""
         low = self.uv.new_tensor(box[:2]) / side * 2 - 1
         high = self.uv.new_tensor(box[2:]) / side * 2 - 1
-        grid = (self.uv[t][None] - low) / (high - low) * 2 - 1
-        laid = F.grid_sample(edit_layer, grid, align_corners=False)
+        uv = self.uv[t].permute(2, 0, 1)[None]
+        uv = F.interpolate(uv, scale_factor=SAMPLES, mode="bilinear", align_corners=False)
+        grid = (uv.permute(0, 2, 3, 1) - low) / (high - low) * 2 - 1
+        laid = F.avg_pool2d(F.grid_sample(edit_layer, grid, align_corners=False), SAMPLES)
         return torch.cat([laid[:, :3], laid[:, 3:] * self.share[t]], 1)
 
     def crop(self, t: int, margin: float = 0.25) -> tuple[slice, slice]:

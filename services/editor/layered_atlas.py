@@ -6,12 +6,16 @@ A point p = (x, y, t) has a uv in the foreground's and one in the background's a
     loss = 5000 |c - c*|^2 + 1000 |grad c - grad c*|^2      reconstruction
          + rigidity of both mappings over 1 pixel, at first also over many
          + 5 |uv(p) - uv(p + flow)| + 49 |alpha(p) - alpha(p + flow)|
-         + 1000 |c_f (1 - alpha)|^2                          sparsity
+         + 1000 |c_f (1 - alpha)|^2                          sparsity, of c_f alone
          + 2000 cross-entropy(alpha, mask)                   at first
 
 The mappings start as the identity times 0.8. Frames are uint8 [n, h, w, 3]. Flow: DIS, or RAFT where the
 family has raft/. Mask: for each frame or for the first, or found from the motion (motion_mask.py). Pixels are
 drawn in blocks of 2 x 2 (atlas_losses.py says why); the paper draws single ones.
+
+Two more departures from the paper. Alpha starts as the mask: until it follows it, the sparsity can make all of
+c_f black, and then alpha stays 0. And the sparsity does not move alpha: it would grow over the edges, where
+1 - alpha is dear to a bright c_f.
 """
 
 from collections.abc import Iterator
@@ -45,7 +49,7 @@ class Options:
 
     seed: int = whole(0, 0, 2**63 - 1)
     num_iterations: int = whole(400_000, 1, 400_000)
-    num_pretraining_iterations: int = whole(100, 0, 10_000)  # of the mappings, before the others
+    num_pretraining_iterations: int = whole(100, 0, 10_000)  # of the mappings and alpha, before the others
     learning_rate: float = real(1e-4, 0.0, 1.0)  # Adam
     rate_decay: float = real(1.0, 1e-4, 1.0)  # what the rate has fallen to at the end, along a half cosine
     batch_size: int = whole(10_000, 4, 100_000)  # pixels an iteration
@@ -162,11 +166,14 @@ def start(options: Options, inputs: Inputs, models: Models) -> State:
 
 
 def step(state: State) -> dict[str, float]:
-    """One iteration of Adam: of the mappings alone at first, then of everything."""
+    """One iteration of Adam: of mappings and alpha alone at first, then of everything."""
     options = state.options
     done = state.iteration - options.num_pretraining_iterations
     if done < 0:
-        return state.descend({"identity": identity_loss(state)})
+        start = {"identity": identity_loss(state)}
+        if options.lambda_bootstrap:
+            start["bootstrap"] = options.lambda_bootstrap * mask_loss(state)
+        return state.descend(start)
     share = torch.tensor(done / max(1, options.num_iterations - 1), dtype=torch.float64)
     falling = (1 + torch.cos(torch.pi * share)) / 2
     state.set_rate(options.learning_rate * float(options.rate_decay + (1 - options.rate_decay) * falling))
@@ -180,6 +187,14 @@ def identity_loss(state: State) -> torch.Tensor:
     points = coordinates(random * random.new_tensor([width - 1, height - 1, num_frames - 1]), state.shape)
     wanted = UV_SCALE * points[:, :2]
     return torch.stack([(uv - wanted).square().sum(-1).mean() for uv in state.networks.uv(points)]).sum()
+
+
+def mask_loss(state: State) -> torch.Tensor:
+    """Cross-entropy of the opacity with the mask, at the pixels of random blocks."""
+    pixels = draw_blocks(state)[1].flatten(0, 1)
+    x, y, t = pixels.unbind(-1)
+    logits = state.networks.logits(coordinates(pixels.float(), state.shape))
+    return terms.bootstrap_loss(logits, state.mask[t, y, x])
 
 
 def draw_blocks(state: State) -> tuple[torch.Tensor, torch.Tensor]:
@@ -224,7 +239,7 @@ def losses(state: State, corner: torch.Tensor, blocks: torch.Tensor, done: int) 
     found = {
         "colour": options.lambda_colour * terms.colour_loss(colours, truth),
         "gradient": options.lambda_gradient * terms.gradient_loss(colours, truth),
-        "sparsity": options.lambda_sparsity * terms.sparsity_loss(layers[0], alpha),
+        "sparsity": options.lambda_sparsity * terms.sparsity_loss(layers[0], alpha.detach()),
         "alpha_flow": options.lambda_alpha_flow * terms.alpha_flow_loss(alpha_corner, alpha_there),
     }
     scale = state.pixels_per_uv / UV_SCALE

@@ -5,6 +5,7 @@ from typing import Any
 # A clip of 70 frames of 128x72: 2 to 4 minutes of one core.
 QUICK_ATLAS: dict[str, Any] = {
     "num_iterations": 3000,
+    "num_pretraining_iterations": 200,
     "learning_rate": 2e-3,
     "rate_decay": 0.02,
     "batch_size": 2048,

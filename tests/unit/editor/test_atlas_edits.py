@@ -104,6 +104,17 @@ def test_laying_a_box_of_a_layer_is_laying_the_layer(earlier: Any, models: TinyM
     assert torch.allclose(one[0][:, seen], same[0][:, seen], atol=1e-4)
 
 
+@pytest.mark.parametrize("shift", [0.0, 0.2, 0.5, 0.9])
+def test_what_is_finer_than_a_pixel_is_laid_as_its_mean(shift: float) -> None:
+    middles = (torch.arange(8) + 0.5) / 4 - 1  # of 8 pixels, each over 2 of the layer's
+    v, u = torch.meshgrid(middles, middles, indexing="ij")
+    uv = torch.stack([u + shift / 8, v], -1)[None]
+    maps = LayerMaps(uv, torch.ones(1, 8, 8), torch.zeros(1, 3, 8, 8), 25.0)
+    stripes = (torch.arange(16) % 2).float().expand(1, 4, 16, 16)
+    laid = maps.lay(stripes, 0, (0, 0, 16, 16), 16)
+    assert (laid[..., 1:-1] - 0.5).abs().max() < 0.01
+
+
 def test_laying_has_the_gradient_of_finite_differences() -> None:
     networks = AtlasNetworks(Sizes(8, 3, 2, 3, 6, 2, 3))
     initialise(networks, generator_of(0))

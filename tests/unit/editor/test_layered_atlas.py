@@ -17,7 +17,7 @@ from sfumato.editor import flow, motion_mask
 from sfumato.editor.artifacts import ArtifactStore
 from sfumato.editor.atlas_networks import AtlasNetworks, Sizes, composite, coordinates, encode
 from sfumato.editor.decomposition import Decomposition, maps_of, render_frame
-from sfumato.editor.layered_atlas import METHOD, Options, draw_blocks, matches, start
+from sfumato.editor.layered_atlas import METHOD, Options, draw_blocks, losses, matches, start
 from sfumato.editor.method import Inputs
 from sfumato.editor.models import FamilyModels
 from sfumato.editor.pixels import to_tensor
@@ -233,8 +233,25 @@ def test_terms_come_and_go(models: TinyModels) -> None:
     )
     seen = [set(progress.losses) for progress in METHOD.run(start(options, CLIP, models))]
     always = {"colour", "gradient", "sparsity", "flow", "alpha_flow", "rigidity", "total"}
-    assert seen[0] == {"identity", "total"}
+    assert seen[0] == {"identity", "bootstrap", "total"}
     assert seen[1:] == [always | {"far_rigidity", "bootstrap"}, always | {"bootstrap"}, always, always]
+
+
+def test_alpha_starts_as_the_mask(models: TinyModels) -> None:
+    options = Options(**SMALL, num_iterations=1, num_pretraining_iterations=150, learning_rate=4e-3)
+    state = start(options, CLIP, models)
+    for progress in METHOD.run(state):
+        if progress.iteration == 150:
+            found = state.decomposition()
+            alpha = np.stack([maps_of(found, t)[2].numpy() for t in range(8)])
+    assert iou(alpha, state.mask.numpy()) > 0.6
+
+
+def test_the_sparsity_darkens_the_atlas_and_leaves_alpha_as_it_is(models: TinyModels) -> None:
+    state = start(Options(**SMALL), CLIP, models)
+    losses(state, *draw_blocks(state), 0)["sparsity"].backward()
+    assert all(parameter.grad is None for parameter in state.networks.opacity.parameters())
+    assert all(parameter.grad.any() for parameter in state.networks.atlas.layers[-1].parameters())
 
 
 def test_it_resumes_bit_for_bit(models: TinyModels) -> None:
