@@ -13,9 +13,9 @@ The mappings start as the identity times 0.8. Frames are uint8 [n, h, w, 3]. Flo
 family has raft/. Mask: for each frame or for the first, or found from the motion (motion_mask.py). Pixels are
 drawn in blocks of 2 x 2 (atlas_losses.py says why); the paper draws single ones.
 
-Two more departures from the paper. Alpha starts as the mask: until it follows it, the sparsity can make all of
-c_f black, and then alpha stays 0. And the sparsity does not move alpha: it would grow over the edges, where
-1 - alpha is dear to a bright c_f.
+Two more departures from the paper. Alpha starts as the mask: until it follows it, the sparsity can make all
+of c_f black, and then alpha stays 0. And the sparsity does not move alpha: it would grow over the edges,
+where 1 - alpha is dear to a bright c_f.
 """
 
 from collections.abc import Iterator
