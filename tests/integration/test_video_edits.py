@@ -155,9 +155,17 @@ def test_an_edit_of_a_video_that_is_killed_ends_with_the_same_bits(
         (video_file(FRAMES[:, :8]), "INVALID_ARGUMENT", "at least 16 pixels a side"),
     ],
     ids=[
-        "no video", "empty", "audio only", "no frames", "cut off", "large file", "many frames", "long",
-        "large frames", "small",
-    ],  # fmt: skip
+        "no video",
+        "empty",
+        "audio only",
+        "no frames",
+        "cut off",
+        "large file",
+        "many frames",
+        "long",
+        "large frames",
+        "small",
+    ],
 )
 def test_a_video_that_cannot_be_is_refused(edits: Client, video: bytes, code: str, limit: str) -> None:
     with pytest.raises(SfumatoError) as error:
