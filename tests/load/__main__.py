@@ -8,7 +8,6 @@ Exits 1 where a verdict of the report is no.
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,14 +18,15 @@ from typing import Any
 from sfumato_client.stack import Stack, local_stack
 from tests.bench.serving import growth, totals
 from tests.load import memory, report
+from tests.load.groups import calls_of
+from tests.load.shapes import SHAPES
 from tests.load.vanishing import vanishing
+from tests.load.witness import witnessed
 
-SHAPES = ("steady", "burst", "slow-readers", "vanishing")
+USUAL = ("steady", "burst", "slow-readers", "vanishing")
 # Few places and a short queue, so that a burst fills it.
 QUEUE = {"SFUMATO_GATEWAY_MAX_CONCURRENT_IMAGES": "8", "SFUMATO_GATEWAY_MAX_QUEUED_ROW_STEPS": "250"}
-VANISHING = {"vanishing": 3, "soak": 1, "smoke": 1}  # clients at a time
 IDLE_SECONDS = 30.0
-MORE_SECONDS = 300.0  # for a shape's users to start and to finish what they are at
 
 
 def main() -> None:
@@ -35,8 +35,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--family", type=Path, default=Path("deploy/models/emoji"))
-    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), metavar="SHAPE",
-                        help=f"of {', '.join(SHAPES)}, soak, smoke")  # fmt: skip
+    parser.add_argument("--shapes", nargs="+", default=list(USUAL), choices=SHAPES)
     parser.add_argument("--seconds", type=float, default=60, help="of each shape")
     parser.add_argument("--output", type=Path, default=Path("out"))
     arguments = parser.parse_args()
@@ -61,27 +60,25 @@ def loaded(stack: Stack, shapes: Sequence[str], seconds: float) -> dict[str, Any
 
 def under(stack: Stack, shape: str, seconds: float) -> dict[str, Any]:
     """One shape."""
-    with tempfile.TemporaryDirectory() as folder:
-        calls = Path(folder) / "calls.json"
-        # gevent warns of what it finds in torch, which the package of the tests imports.
-        program = [sys.executable, "-W", "ignore", "-m", "tests.load.users", stack.target, "--shape", shape]
-        before = totals(stack)
-        with memory.watched(stack) as samples, vanishing(stack.target, VANISHING.get(shape, 0)) as killed:
-            start = time.monotonic()
-            subprocess.run(
-                [*program, "--seconds", str(seconds), "--output", str(calls)],
-                check=True,
-                timeout=seconds + MORE_SECONDS,
-            )
-            passed = time.monotonic() - start
-        figures = report.shape_figures([tuple(call) for call in json.loads(calls.read_text())], passed)
+    wanted = SHAPES[shape]
+    before = totals(stack)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        memory.watched(stack) as samples,
+        vanishing(stack.target, wanted.vanishing) as killed,
+        witnessed(stack.target, wanted.witnesses) as answers,
+    ):
+        start = time.monotonic()
+        calls = calls_of(stack.target, shape, seconds, Path(folder))
+        passed = time.monotonic() - start
+    figures = report.shape_figures(calls, answers, passed)
     after = totals(stack)
     refused, spent = (
         growth(before, after, f"sfumato_request_seconds_{part}/RESOURCE_EXHAUSTED")
         for part in ("count", "sum")
     )
-    if refused:  # beside the clients' view, which has the wait for a core of their own in it
-        figures["refusals"]["mean_ms_in_service"] = round(1000 * spent / refused, 2)
+    if refused:
+        figures["service_mean_ms"] = round(1000 * spent / refused, 2)
     every = max(1, len(next(iter(samples.values()))) // 240)
     return {
         **figures,

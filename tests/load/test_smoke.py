@@ -27,5 +27,6 @@ def test_every_endpoint_stands_a_crowd_slow_readers_and_clients_that_vanish(tmp_
     assert figures["ended_services"] == []
     answered = {name for name, row in smoke["endpoints"].items() if row["codes"].get("OK")}
     assert answered >= set(endpoints.NAMES)
+    assert smoke["refusals"]["witness"]["count"] > 0
     assert set(smoke["memory"]) == {service.name for service in stack.services}
     assert "| Generate |" in (tmp_path / "out" / "load.md").read_text()

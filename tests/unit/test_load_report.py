@@ -3,15 +3,15 @@
 import pytest
 
 from tests.load import memory, report
+from tests.load.groups import joined
+
+FULL = "RESOURCE_EXHAUSTED"
 
 
 def test_a_report_says_no_to_what_a_load_must_not_show() -> None:
-    calls: list[report.Record] = [
-        ("Generate", 1.0, 100.0, "OK"),
-        ("Generate", 2.0, 60.0, "RESOURCE_EXHAUSTED"),
-    ]
+    calls: list[report.Call] = [("Generate", 100.0, "OK"), ("Edit", 1.0, "WRONG")]
     shape = {
-        **report.shape_figures([*calls, ("Edit", 3.0, 1.0, "WRONG")], 3.0),
+        **report.shape_figures(calls, [(60.0, FULL)], 3.0),
         "idle_after": True,
         "memory": {},
     }
@@ -22,10 +22,43 @@ def test_a_report_says_no_to_what_a_load_must_not_show() -> None:
     assert len(held) == 5
 
 
+@pytest.mark.parametrize(
+    ("answers", "held"),
+    [
+        ([(20.0, FULL), (900.0, "OK")], True),
+        ([(20.0, FULL)] * 90 + [(60.0, FULL)] * 10, False),
+        ([(900.0, "OK")], False),  # no refusal seen: not shown
+    ],
+)
+def test_how_fast_a_full_queue_answers_is_judged_by_the_witness(
+    answers: list[report.Answer], held: bool
+) -> None:
+    figures = report.shape_figures([("Generate", 700.0, FULL)], answers, 3.0)
+    assert figures["refusals"]["users"]["p99_ms"] == 700.0
+    shape = {**figures, "idle_after": True, "memory": {}}
+    verdicts = report.verdicts({"shapes": {"burst": shape}, "ended_services": []})
+    assert verdicts["queue full is answered in under 50 ms (p99 of the witness)"] is held
+
+
+def test_what_the_witness_should_not_get_is_a_failure() -> None:
+    figures = report.shape_figures([("Generate", 1.0, "OK")], [(1.0, "UNAVAILABLE"), (1.0, FULL)], 1.0)
+    assert figures["failures"] == {"witness: UNAVAILABLE": 1}
+
+
+def test_bytes_that_differ_between_groups_are_wrong() -> None:
+    records: list[report.Record] = [
+        ("Generate", 1.0, "OK", {"a cat": "1"}),
+        ("Generate", 1.0, FULL, {}),
+        ("Generate", 1.0, "OK", {"a cat": "1"}),
+        ("Generate", 1.0, "OK", {"a cat": "2"}),
+    ]
+    assert [code for _, _, code in joined(records)] == ["OK", FULL, "OK", "WRONG"]
+
+
 def test_percentiles_are_of_answered_calls_alone() -> None:
-    calls: list[report.Record] = [("Generate", 1.0, float(ms), "OK") for ms in range(1, 101)]
-    calls.append(("Generate", 1.0, 9000.0, "RESOURCE_EXHAUSTED"))
-    row = report.shape_figures(calls, 1.0)["endpoints"]["Generate"]
+    calls: list[report.Call] = [("Generate", float(ms), "OK") for ms in range(1, 101)]
+    calls.append(("Generate", 9000.0, FULL))
+    row = report.shape_figures(calls, [], 1.0)["endpoints"]["Generate"]
     assert (row["calls"], row["p50_ms"], row["max_ms"]) == (101, 50.5, 100.0)
 
 
