@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from tests.load.shapes import SHAPES
+from tests.load.witness import Answer
 
 Record = tuple[str, float, str, dict[str, str]]  # a call, and digests of what must always be the same
 Call = tuple[str, float, str]  # endpoint, milliseconds, code
-Answer = tuple[float, str]  # to the witness: milliseconds, code
 EXPECTED = ("OK", "RESOURCE_EXHAUSTED")  # refusals are answers; the others are failures
 FULL_MS = 50.0
 FLAT = 1.03

@@ -1,7 +1,5 @@
 """A polite client in a process of its own: how long a refusal takes, whatever the users' processes are at.
 
-    python -m tests.load.witness HOST:PORT
-
 What it asks for is nearly the whole queue, so that it is refused as soon as others wait; where it is let in
 all the same, it leaves at the first event.
 """
@@ -15,18 +13,19 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 
 from sfumato_client import Client, SfumatoError
-from tests.load.report import Answer
 
 ASK_SECONDS = 0.05  # between a refusal and the next question
 ROOM_SECONDS = 1.0  # and where there was room
 NUM_STEPS = 120  # 240 row-steps, of a queue of 250
+
+Answer = tuple[float, str]  # milliseconds, code
 
 
 @contextmanager
 def witnessed(target: str, count: int) -> Iterator[list[Answer]]:
     """So many witnesses while the block runs; yields a list that has their answers after it."""
     answers: list[Answer] = []
-    program = [sys.executable, "-m", "tests.load.witness", target]
+    program = [sys.executable, "-P", __file__, target]
     with ExitStack() as processes:
         witnesses = [
             processes.enter_context(subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE))

@@ -4,6 +4,7 @@ import pytest
 
 from tests.load import memory, report
 from tests.load.groups import joined
+from tests.load.witness import Answer
 
 FULL = "RESOURCE_EXHAUSTED"
 
@@ -30,9 +31,7 @@ def test_a_report_says_no_to_what_a_load_must_not_show() -> None:
         ([(900.0, "OK")], False),  # no refusal seen: not shown
     ],
 )
-def test_how_fast_a_full_queue_answers_is_judged_by_the_witness(
-    answers: list[report.Answer], held: bool
-) -> None:
+def test_how_fast_a_full_queue_answers_is_judged_by_the_witness(answers: list[Answer], held: bool) -> None:
     figures = report.shape_figures([("Generate", 700.0, FULL)], answers, 3.0)
     assert figures["refusals"]["users"]["p99_ms"] == 700.0
     shape = {**figures, "idle_after": True, "memory": {}}
