@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from timm.optim.madgrad import MADGRAD
@@ -121,12 +122,20 @@ def structure_loss(clip: Clip, edited: torch.Tensor, image: torch.Tensor) -> tor
 def check(options: Options, inputs: Inputs) -> None:
     """
     Raises:
-        InvalidArgument: no image or prompt.
+        InvalidArgument: no image or prompt, or an image of one colour.
     """
     if inputs.image is None:
         raise InvalidArgument("image", "given", "nothing", "Text2LIVE edits an image.")
     if not options.prompt.strip():
         raise InvalidArgument("prompt", "a text", "empty")
+    check_varied(np.asarray(inputs.image.convert("RGB")), "image")
+
+
+def check_varied(pixels: np.ndarray, field: str) -> None:
+    """Raises InvalidArgument where pixels [h, w, 3] are all alike: the generator divides by their spread."""
+    if (pixels == pixels[0, 0]).all():
+        advice = "The generator has nothing to start from."
+        raise InvalidArgument(field, "of more than one colour", "of one", advice)
 
 
 def start(options: Options, inputs: Inputs, models: Models) -> State:

@@ -8,6 +8,7 @@ around the layer where it is small, and on the atlas itself; their mean over the
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -104,18 +105,19 @@ class State(text2live.State):
 def start(options: Options, inputs: Inputs, models: Models) -> State:
     """
     Raises:
-        InvalidArgument: a CLIP without a plain ViT.
+        InvalidArgument: a CLIP without a plain ViT, or a layer that shows one colour.
     """
     clip = Clip(models.clip, models.tokenizer, models.device)
     check_vit(clip.model.visual)
     found = Decomposition.of_tensors(inputs.earlier, models.device)
     maps = LayerMaps.of(found, options.layer)
-    atlas = to_tensor(atlas_picture(found, options.layer), models.device)
-    left, top, right, bottom = maps.box(found.atlas_side)
+    picture = atlas_picture(found, options.layer)
+    left, top, right, bottom = box = maps.box(found.atlas_side)
+    text2live.check_varied(np.asarray(picture.crop(box)), "layer")
     scales = num_scales_of(bottom - top, right - left, options.num_scales)
     network = SkipUNet(3, 4, options.channels, num_scales=scales)
     initialise(network, generator_of(options.seed))
-    return State(options, network.to(models.device), clip, atlas, maps)
+    return State(options, network.to(models.device), clip, to_tensor(picture, models.device), maps)
 
 
 def step(state: State) -> dict[str, float]:

@@ -147,6 +147,14 @@ def test_text2live_edits_the_layer_alone(earlier: Any, models: TinyModels) -> No
     assert result["edit_layer"].size == result["atlas"].size == (96, 96)
 
 
+def test_text2live_refuses_a_layer_of_one_colour(earlier: Any, models: TinyModels) -> None:
+    last = max(name for name in earlier if name.startswith("networks.atlas.layers") and "bias" in name)
+    black = {last: torch.full_like(earlier[last], -9), last.replace("bias", "weight"): torch.zeros(3, 32)}
+    options = text2live_video.Options(decomposition=NAME, prompt="a fire", **SMALL)
+    with pytest.raises(InvalidArgument, match="layer must be of more than one colour"):
+        text2live_video.start(options, Inputs(earlier={**earlier, **black}), models)
+
+
 def test_both_resume_bit_for_bit(earlier: Any, models: TinyModels) -> None:
     options = text2live_video.Options(decomposition=NAME, prompt="a fire", num_iterations=3, seed=2, **SMALL)
     inputs = Inputs(earlier=earlier)

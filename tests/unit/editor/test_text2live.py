@@ -128,6 +128,11 @@ def test_it_resumes_bit_for_bit(models: TinyModels) -> None:
     assert_resumes_bit_for_bit(METHOD, options, Inputs(picture()), models)
 
 
+def test_it_refuses_an_image_of_one_colour(models: TinyModels) -> None:
+    with pytest.raises(InvalidArgument, match="image must be of more than one colour"):
+        start(Options(prompt="a fire", **SMALL), Inputs(Image.new("RGB", (64, 48), "grey")), models)
+
+
 def test_it_refuses_an_empty_target_and_no_image(models: TinyModels) -> None:
     with pytest.raises(InvalidArgument, match="prompt"):
         start(Options(prompt=" "), Inputs(picture()), models)
