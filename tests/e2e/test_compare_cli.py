@@ -27,6 +27,22 @@ def test_compare_draws_a_row_for_each_kind_and_a_column_for_each_seed(
     assert height > 4 * 128
 
 
+def test_a_request_id_is_the_same_request_in_every_command(tiny_stack: Stack, tmp_path: Path) -> None:
+    sheet, edited = tmp_path / "sheet.png", tmp_path / "edited.png"
+    kept = ("--request-id", "mine", "--on-disconnect", "continue", "--keep-seconds", 60, "--steps", 2)
+    compared = ("compare", "a cat", "-o", sheet, "--kind", "none", "--seeds", 1, "--json", *kept)
+    first, again = (sfumato(*compared, target=tiny_stack.target) for _ in range(2))
+    assert (first.returncode, again.returncode) == (0, 0), first.stderr + again.stderr
+    assert json.loads(first.stdout)["seeds"] == json.loads(again.stdout)["seeds"]  # else random
+    edit = ("edit-prompt", "a cat", "--to", "a dog", "-o", edited)
+    other = sfumato(*edit, *kept, target=tiny_stack.target)
+    assert other.returncode == 1
+    assert "already exists" in other.stderr
+    wrong = sfumato(*edit, "--on-disconnect", "wait", target=tiny_stack.target)
+    assert wrong.returncode == 2
+    assert "--on-disconnect" in wrong.stderr
+
+
 def test_generate_takes_weighted_prompts_and_image_prompts(tiny_stack: Stack, tmp_path: Path) -> None:
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
     ran = sfumato(

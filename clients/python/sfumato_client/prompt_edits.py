@@ -76,7 +76,7 @@ def build_edit_prompt(
         OSError: an image that cannot be read.
     """
     request = gateway_pb2.EditPromptRequest(prompt=prompt, target_prompt=target_prompt)
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in options.items() if value not in (None, "")}
     given["family"] = family_name(options.get("family", ""))
     for word, scale in options.get("weights", {}).items():
         request.weights.add(word=word, scale=scale)

@@ -10,6 +10,13 @@ from google.protobuf.json_format import MessageToDict
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sfumato_client.client import TIMEOUT_SECONDS, Client
+from sfumato_client.commands.request_life import (
+    KeepSeconds,
+    OnDisconnect,
+    Priority,
+    RequestId,
+    checked_on_disconnect,
+)
 from sfumato_client.comparison import ComparisonResult, draw_comparison
 from sfumato_client.console import (
     SUFFIXES,
@@ -43,6 +50,10 @@ def compare(
     clip_guidance_scale: Annotated[
         float | None, typer.Option(help="Scale of the kinds with clip. Default: the service's.")
     ] = None,
+    request_id: RequestId = "",
+    on_disconnect: OnDisconnect = "cancel",
+    keep_seconds: KeepSeconds = None,
+    priority: Priority = 0,
     target: Target = "",
     family: FamilyDir = None,
     model: Model = "",
@@ -61,6 +72,10 @@ def compare(
     """
     _check(output, scheduler, kind or [])
     options: GenerateOptions = {
+        "request_id": request_id,
+        "on_disconnect": checked_on_disconnect(on_disconnect, request_id),
+        "keep_seconds": keep_seconds,
+        "priority": priority,
         "family": model,
         "num_inference_steps": steps, "scheduler": scheduler, "seed": seed, "num_images": seeds,
     }  # fmt: skip

@@ -8,6 +8,13 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sfumato_client.client import TIMEOUT_SECONDS, Client
+from sfumato_client.commands.request_life import (
+    KeepSeconds,
+    OnDisconnect,
+    Priority,
+    RequestId,
+    checked_on_disconnect,
+)
 from sfumato_client.console import (
     SUFFIXES,
     AsJson,
@@ -57,6 +64,10 @@ def edit_prompt(
     seed: Annotated[int | None, typer.Option(help="Seed of the source. Default: random.")] = None,
     steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 50,
     guidance_scale: Annotated[float, typer.Option(help="How strictly the words are followed.")] = 5.0,
+    request_id: RequestId = "",
+    on_disconnect: OnDisconnect = "cancel",
+    keep_seconds: KeepSeconds = None,
+    priority: Priority = 0,
     target: Target = "",
     family: FamilyDir = None,
     model: Model = "",
@@ -83,6 +94,10 @@ def edit_prompt(
     if kind is not None and kind not in KINDS:
         raise typer.BadParameter(f"must be one of {', '.join(KINDS)}, but is {kind}", param_hint="--kind")
     options: EditPromptOptions = {
+        "request_id": request_id,
+        "on_disconnect": checked_on_disconnect(on_disconnect, request_id),
+        "keep_seconds": keep_seconds,
+        "priority": priority,
         "family": model,
         "image": image,
         "weights": dict(map(_weight, reweight or [])),

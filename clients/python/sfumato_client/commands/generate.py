@@ -10,6 +10,13 @@ from google.protobuf.json_format import MessageToDict
 from sfumato_protos.v1 import gateway_pb2
 
 from sfumato_client.client import TIMEOUT_SECONDS
+from sfumato_client.commands.request_life import (
+    KeepSeconds,
+    OnDisconnect,
+    Priority,
+    RequestId,
+    checked_on_disconnect,
+)
 from sfumato_client.console import (
     SUFFIXES,
     AsJson,
@@ -25,7 +32,6 @@ from sfumato_client.files import write_file
 from sfumato_client.guidance import CLIP_PATHS, GUIDANCE_KINDS
 from sfumato_client.manifest import manifest_of, write_manifest
 from sfumato_client.requests import (
-    ON_DISCONNECT,
     PREVIEW_KINDS,
     SCHEDULERS,
     GenerateOptions,
@@ -87,16 +93,9 @@ def generate(
     clip_path: Annotated[
         str | None, typer.Option(help=f"What CLIP looks at: {', '.join(CLIP_PATHS)}.")
     ] = None,
-    request_id: Annotated[
-        str,
-        typer.Option(help="Joins the same request if it runs or is kept, also after a lost connection."),
-    ] = "",
-    on_disconnect: Annotated[
-        str, typer.Option(help=f"With an id, when nobody reads: {' or '.join(ON_DISCONNECT)}.")
-    ] = "cancel",
-    keep_seconds: Annotated[
-        float | None, typer.Option(help="With an id: how long it goes on unread, and is kept. Default: 300.")
-    ] = None,
+    request_id: RequestId = "",
+    on_disconnect: OnDisconnect = "cancel",
+    keep_seconds: KeepSeconds = None,
     manifest: Annotated[
         Path | None, typer.Option(help="File for what `sfumato replay` needs to run it again and compare.")
     ] = None,
@@ -116,7 +115,7 @@ def generate(
     partial: Annotated[
         bool, typer.Option("--partial", help="Where the deadline comes first, take the image so far.")
     ] = False,
-    priority: Annotated[int, typer.Option(help="Among your waiting requests, 0 to 9; larger first.")] = 0,
+    priority: Priority = 0,
     as_json: AsJson = False,
 ) -> None:
     """Make images from words.
@@ -144,7 +143,6 @@ def generate(
     for option, value, known in (
         ("scheduler", scheduler, SCHEDULERS),
         ("guidance", guidance, GUIDANCE_KINDS),
-        ("on-disconnect", on_disconnect, ON_DISCONNECT),
         ("preview-kind", preview_kind, PREVIEW_KINDS),
         ("clip-path", clip_path or CLIP_PATHS[0], CLIP_PATHS),
     ):
@@ -152,6 +150,10 @@ def generate(
             message = f"must be one of {', '.join(known)}, but is {value}"
             raise typer.BadParameter(message, param_hint=f"--{option}")
     options: GenerateOptions = {
+        "request_id": request_id,
+        "on_disconnect": checked_on_disconnect(on_disconnect, request_id),
+        "keep_seconds": keep_seconds,
+        "priority": priority,
         "family": model,
         "negative_prompt": negative_prompt,
         "num_inference_steps": steps,
@@ -177,10 +179,6 @@ def generate(
         "gradient_clamp": gradient_clamp,
         "clip_path": clip_path,
         "allow_partial": partial,
-        "request_id": request_id,
-        "on_disconnect": on_disconnect if request_id or on_disconnect != "cancel" else "",
-        "keep_seconds": keep_seconds,
-        "priority": priority,
         "preview_interval_steps": frame_every if frames else 0,
         "preview_kind": preview_kind,
     }
