@@ -6,6 +6,7 @@ What is wanted is gossip of gateways: each wish has a revision, the highest hold
 
 import asyncio
 import contextlib
+import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -167,11 +168,13 @@ class Families(Generic[M]):
             num_bytes = await self._num_bytes(folder)
             held, limit = self._num_held_bytes(), self.limit_bytes()
             check_fits(name, num_bytes, held, limit, self._variable("MODEL_MEMORY_BYTES"))
+            before = dict(self._revisions)
             self._revisions[name], self._loading = revision, name
             try:
                 await self._take_in(name, folder, num_bytes)
-            except BaseException:
-                del self._revisions[name]
+            except BaseException as error:
+                self._revisions = before
+                traceback.clear_frames(error.__traceback__)  # they hold what was loaded so far
                 await self._on_thread(free_unused)
                 raise
             finally:

@@ -53,6 +53,7 @@ class ServedFamilies:
         self._wanted: set[str] = set()  # as far as replicas knew when they were last looked at
         self._looked = asyncio.Event()
         self._changing = ""  # the family that this gateway loads or lets go
+        self._num_changes = 0  # that have ended
         self._bringing: dict[tuple[str, str], asyncio.Task[None]] = {}  # by replica's target and family
         self._running: set[asyncio.Task[Any]] = set()
         self._follower = asyncio.create_task(self._follow(look_seconds))
@@ -144,7 +145,7 @@ class ServedFamilies:
                 await asyncio.gather(*undo, return_exceptions=True)
                 raise
             finally:
-                self._changing = ""
+                self._changed()
 
     async def _unload(self, name: str) -> None:
         async with self._lock:
@@ -155,12 +156,13 @@ class ServedFamilies:
                 )  # fmt: skip
             if name not in self._served:
                 raise self._not_served(name, "name")
+            await self._all_answers()  # else nobody would hear of it
             self._changing = name
             self._wanted.discard(name)
             served = self._served.pop(name)
             try:
                 await served.idle.wait()
-                answers = await self._replicas.answers()
+                answers = await self._all_answers()
                 revision = next_revision(answers, name)
                 # Denoisers first: they wait for the streams of requests of other gateways, too.
                 for first in (True, False):
@@ -170,7 +172,11 @@ class ServedFamilies:
                         if (answer.replica.denoiser is not None) is first
                     )
             finally:
-                self._changing = ""
+                self._changed()
+
+    def _changed(self) -> None:
+        self._changing = ""
+        self._num_changes += 1
 
     def _not_served(self, name: str, field: str) -> NotFound:
         known = ", ".join(self._served)
@@ -181,7 +187,7 @@ class ServedFamilies:
         services = self._services.of(name)
         served = Served(await services.family(), services)
         served.idle.set()
-        self._served[name] = served
+        self._served.setdefault(name, served)  # a look and a load may both come to it
         log.info("family served", family=name)
 
     async def _all_answers(self) -> list[Answer]:
@@ -203,7 +209,10 @@ class ServedFamilies:
 
     async def look(self) -> None:
         """Once: serves, withdraws and brings what has to be."""
+        before = self._num_changes
         answers = await self._replicas.answers()
+        if self._num_changes > before:
+            return  # some may be of before the change; the next look sees it
         wishes = newest_wishes(answers)
         self._wanted = {name for name, wish in wishes.items() if wish.wanted and name != self._changing}
         for name, wish in wishes.items():

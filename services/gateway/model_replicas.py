@@ -27,13 +27,18 @@ class ModelReplica:
 
     Attributes:
         service: encoder, denoiser or decoder.
+        channel: held as long as somebody calls, for one that nobody holds closes itself.
         denoiser: what trajectories know it by, where it is one.
     """
 
     service: str
     target: str
-    stub: "model_pb2_grpc.ModelServiceAsyncStub"
+    channel: Any
     denoiser: Replica | None = None
+
+    @property
+    def stub(self) -> "model_pb2_grpc.ModelServiceAsyncStub":
+        return model_pb2_grpc.ModelServiceStub(self.channel)
 
     async def load(self, family: str, revision: int) -> None:
         """Takes as long as it takes, whatever the deadline of the call that asks.
@@ -79,6 +84,7 @@ class ModelReplicas:
 
     def __init__(self, services: ModelServices) -> None:
         self._services = services
+        self._hosts: dict[str, dict[str, str]] = {}  # addresses by service, as last looked up
         self._channels: dict[tuple[str, str], Any] = {}  # of encoders and decoders, by service and address
 
     async def answers(self) -> list[Answer]:
@@ -87,27 +93,25 @@ class ModelReplicas:
         return [answer for answer in found if answer is not None]
 
     async def _all(self) -> list[ModelReplica]:
-        settings, stub = self._services.settings, model_pb2_grpc.ModelServiceStub
-        replicas = [
-            ModelReplica("denoiser", replica.target, stub(replica.channel), replica)
-            for replica in self._services.replicas.current
-        ]
-        wanted: dict[tuple[str, str], str] = {}
+        settings = self._services.settings
         for service, target in (("encoder", settings.encoder_target), ("decoder", settings.decoder_target)):
-            hosts = {target: ""}
-            if target.startswith(DNS):
-                hosts = {}
-                with contextlib.suppress(OSError):
-                    hosts = await addresses(target.removeprefix(DNS))
-            wanted |= {(service, address): host for address, host in hosts.items()}
-        for key in self._channels.keys() - wanted.keys():
-            await self._channels.pop(key).close()
-        for (service, address), host in wanted.items():
-            channel = self._channels.get((service, address))
-            if channel is None:
-                channel = self._channels[service, address] = self._services.open_channel(address, host)
-            replicas.append(ModelReplica(service, address, stub(channel)))
-        return replicas
+            if not target.startswith(DNS):
+                self._hosts[service] = {target: ""}
+                continue
+            with contextlib.suppress(OSError):  # a name that has no address keeps those that it had
+                self._hosts[service] = await addresses(target.removeprefix(DNS))
+        wanted = {(service, *found) for service, hosts in self._hosts.items() for found in hosts.items()}
+        # Nothing waits from here on: others ask meanwhile. What left closes when its last call has ended.
+        self._channels = {
+            (service, address): self._channels.get((service, address))
+            or self._services.open_channel(address, host)
+            for service, address, host in sorted(wanted)
+        }
+        denoisers = self._services.replicas.current
+        return [
+            *(ModelReplica("denoiser", replica.target, replica.channel, replica) for replica in denoisers),
+            *(ModelReplica(*key, channel) for key, channel in self._channels.items()),
+        ]
 
     async def _ask(self, replica: ModelReplica) -> Answer | None:
         try:

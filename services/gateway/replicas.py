@@ -87,7 +87,6 @@ class Replicas:
             raise SfumatoError("SFUMATO_GATEWAY_DENOISER_TARGETS names no denoiser")
         self._open_channel, self._seconds = open_channel, resolve_seconds
         self.current: list[Replica] = []
-        self._leaving: list[Replica] = []
         self._addresses: dict[str, dict[str, str]] = {}
         for target in self.targets:
             if not target.startswith(DNS):
@@ -109,15 +108,14 @@ class Replicas:
                 with contextlib.suppress(OSError):
                     self._addresses[target] = await addresses(target.removeprefix(DNS))
         self._update()
-        await self._close_idle()
 
     def _update(self) -> None:
         wanted = {address: host for found in self._addresses.values() for address, host in found.items()}
         known = {replica.target for replica in self.current}
         gone = [replica for replica in self.current if replica.target not in wanted]
         new = [self._open(address, host) for address, host in wanted.items() if address not in known]
+        # A channel that nobody holds closes itself: one that left, with its last trajectory.
         self.current = [replica for replica in self.current if replica.target in wanted] + new
-        self._leaving += gone
         REPLICAS.set(len(self.current))
         if gone or new:
             log.info("denoisers", now=[replica.target for replica in self.current])
@@ -127,18 +125,11 @@ class Replicas:
         stub: Any = denoiser_pb2_grpc.DenoiserServiceStub(channel)
         return Replica(address, stub, channel)
 
-    async def _close_idle(self) -> None:
-        """Closes the channels of replicas that left, once their last trajectory has ended."""
-        idle = [replica for replica in self._leaving if not replica.num_trajectories]
-        self._leaving = [replica for replica in self._leaving if replica.num_trajectories]
-        for replica in idle:
-            await replica.channel.close()
-
     async def close(self) -> None:
         """Closes all channels."""
         if self._follower is not None:
             self._follower.cancel()
-        for replica in (*self.current, *self._leaving):
+        for replica in self.current:
             await replica.channel.close()
 
 

@@ -151,12 +151,12 @@ async def test_more_than_the_memory_is_refused_and_kept_by_none(client: AsyncCli
 
 async def test_unloading_lets_running_requests_end_and_refuses_new_ones(client: AsyncClient) -> None:
     await client.load_family("v_prediction")
-    undisturbed = await image(client, "v_prediction", num_inference_steps=100)
+    undisturbed = await image(client, "v_prediction", num_inference_steps=300)
     started = asyncio.Event()
 
     async def run() -> bytes:
         data = b""
-        request = {**REQUEST, "num_inference_steps": 100}
+        request = {**REQUEST, "num_inference_steps": 300}
         async for event in client.generate_events("a cat", family="v_prediction", **request):
             started.set()
             data = event.image.data or data
@@ -165,7 +165,7 @@ async def test_unloading_lets_running_requests_end_and_refuses_new_ones(client: 
     going = asyncio.create_task(run())
     await started.wait()
     unloading = asyncio.create_task(client.unload_family("v_prediction"))
-    await asyncio.sleep(0.1)
+    await until_loaded(client, "families/v_prediction", False)
     with pytest.raises(SfumatoError) as refused:
         await image(client, "v_prediction")
     assert refused.value.code == "NOT_FOUND"
@@ -174,7 +174,7 @@ async def test_unloading_lets_running_requests_end_and_refuses_new_ones(client: 
     await unloading
     assert "families/v_prediction" not in await loaded(client)
     await client.load_family("v_prediction")
-    assert await image(client, "v_prediction", num_inference_steps=100) == undisturbed
+    assert await image(client, "v_prediction", num_inference_steps=300) == undisturbed
 
 
 async def test_services_that_start_again_are_brought_the_families(client: AsyncClient, served: Stack) -> None:
@@ -208,8 +208,15 @@ async def test_a_second_gateway_comes_to_the_same_and_its_safety_check_looks_at_
                     await image(second, name)
                 assert refused.value.reason == "IMAGE_WITHHELD"
             # A request of one gateway ends although another one lets its family go.
-            going = asyncio.create_task(image(second, "v_prediction", num_inference_steps=150))
-            await asyncio.sleep(0.5)
+            started = asyncio.Event()
+
+            async def run() -> None:
+                request = {**REQUEST, "num_inference_steps": 300}
+                async for _ in second.generate_events("a cat", family="v_prediction", **request):
+                    started.set()
+
+            going = asyncio.create_task(run())
+            await started.wait()
             await client.unload_family("v_prediction")
             assert "families/v_prediction" not in await loaded(second)
             with pytest.raises(SfumatoError, match="near anything"):  # it was decoded

@@ -52,17 +52,18 @@ def families(folder: Path, load: Callable[[Path], Any], num_bytes: int = 10, lim
 
 
 async def test_the_event_loop_goes_on_while_one_loads_and_the_old_ones_serve(folder: Path) -> None:
-    may_load = threading.Event()
+    begun, may_load = threading.Event(), threading.Event()
 
     def load(path: Path) -> str:
         if path.name == "other":
+            begun.set()
             assert may_load.wait(10)
         return path.name
 
     opened = families(folder, load)
     await opened.load_default()
     loading = asyncio.create_task(opened.load(OTHER, 1))
-    await asyncio.sleep(0.05)
+    assert await asyncio.to_thread(begun.wait, 10)
     with opened.use("") as models:
         assert models == "own"
     assert [(one.name, one.state) for one in opened.listed()] == [
