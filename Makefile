@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 SUPPLY := .venv-supply
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-parts test-services check format bench bench-gpu bench-edit load load-smoke soak full-size triton-test edit-durability guidance-report edit-report video-report attention-report dashboard-picture k8s-check k8s-trial locks sbom licences audit fuzz train evaluate clean
+.PHONY: help setup demo test test-integration test-others check format bench bench-gpu bench-edit load load-smoke soak full-size triton-test edit-durability guidance-report edit-report video-report attention-report dashboard-picture k8s-check k8s-trial locks sbom licences audit fuzz train evaluate clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,14 +23,14 @@ $(INSTALLED): requirements.lock pyproject.toml clients/python/pyproject.toml pro
 demo: setup ## Make out/demo.png from words: starts the services, generates, stops them.
 	$(BIN)/sfumato generate "a cat on a blue background, noto style" --seed 7 --guidance-scale 5 --family $(FAMILY) --output out/demo.png
 
-test: setup ## Run all tests: those of the parts and those of running services, side by side.
-	@$(MAKE) --no-print-directory --jobs 2 test-parts test-services
+test: setup ## Run all tests; those that start services wait a lot, so they and the others run side by side.
+	@$(MAKE) --no-print-directory --jobs 2 test-integration test-others
 
-test-parts:
-	$(BIN)/pytest -q tests --ignore tests/integration --ignore tests/e2e
+test-integration:
+	$(BIN)/pytest -q tests/integration
 
-test-services:
-	$(BIN)/pytest -q tests/integration tests/e2e
+test-others:
+	$(BIN)/pytest -q tests --ignore tests/integration
 
 check: setup ## Lint, types, layers, protos. Quick.
 	$(BIN)/ruff check .

@@ -82,9 +82,8 @@ class Forward:
         if len(parts) == 1:
             return [self._alone(parts[0])]
         key = _shapes(parts)
-        known = (
-            self.same_bits.get(key) if self.batch_invariant else True
-        )  # another thread may try the same meanwhile
+        # Another thread may try the same meanwhile.
+        known = self.same_bits.get(key) if self.batch_invariant else True
         together = None if known is False else self._together(parts)
         if together is None:
             half = len(parts) // 2

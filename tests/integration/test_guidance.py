@@ -33,7 +33,7 @@ from sfumato.gateway.guidance_options import PATHS, ClipOptions, resolve_guidanc
 from sfumato.gateway.sampling import SCHEDULERS
 from sfumato_client import AsyncClient, SfumatoError
 from sfumato_client.stack import Stack
-from tests.integration.test_faults import bring_back, busy
+from tests.integration.test_faults import bring_back, busiest
 
 CPU = torch.device("cpu")
 KINDS = ("none", "cfg", "clip", "noised-clip", "cfg+clip", "cfg+noised-clip")
@@ -204,7 +204,7 @@ async def test_a_denoiser_killed_in_a_clip_guided_image_changes_nothing(
     killed, image, replayed = None, b"", 0
     async for event in tiny.generate_events("a fox", **request):
         if event.HasField("step") and event.step.step == 5 and killed is None:
-            killed = next(s for s in tiny_stack.denoisers if busy(s))
+            killed = busiest(tiny_stack.denoisers)
             killed.process.kill()
         if event.HasField("image"):
             image = event.image.data

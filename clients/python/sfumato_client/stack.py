@@ -1,6 +1,7 @@
 """All services on this machine, each its own process."""
 
 import contextlib
+import functools
 import importlib.util
 import itertools
 import os
@@ -22,9 +23,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 READY_SECONDS = 600.0  # a first start exports graphs, and the machine may be busy; a death is seen at once
 STOP_SECONDS = 40.0
 RESTART_SECONDS = 0.5
-# Linux takes those of outgoing connections from 32,768 up. Each once before any comes again: a port that was
-# given is not listened on yet, and of a dozen drawn at random two are the same once in 180 times.
-LISTENING_PORTS = itertools.cycle(secrets.SystemRandom().sample(range(20_000, 32_000), 12_000))
+LISTENING_PORTS = range(20_000, 32_000)  # Linux takes those of outgoing connections from 32,768 up
+PORTS_OF_A_PROCESS = 500
 # What a service's process runs: it asks Linux for SIGTERM when the launcher dies, even by SIGKILL (prctl
 # option 1, PR_SET_PDEATHSIG), then becomes the service. Not a preexec_fn: that would run Python between
 # fork and exec, which crashes now and then where the launcher has gRPC's threads.
@@ -256,13 +256,34 @@ def free_port() -> int:
     """A loopback port that nobody listens on.
 
     Not of the range that the kernel takes for outgoing connections: a service opens its port seconds later,
-    and by then one of those may have it.
+    and by then one of those may have it; nor, for the same reason, one that this or another process gave just
+    now. Of a dozen drawn at random two are the same once in 180 times.
     """
     while True:
-        port = next(LISTENING_PORTS)
+        port = next(_own_ports())
         with socket.socket() as listener:
             try:
                 listener.bind(("127.0.0.1", port))
             except OSError:
                 continue
             return port
+
+
+@functools.cache
+def _own_ports() -> Iterator[int]:
+    """Ports that no other process gives, each once before any comes again."""
+    blocks = [
+        LISTENING_PORTS[start : start + PORTS_OF_A_PROCESS]
+        for start in range(0, len(LISTENING_PORTS), PORTS_OF_A_PROCESS)
+    ]
+    for block in blocks:
+        claim = socket.socket(socket.AF_UNIX)
+        with contextlib.suppress(OSError):  # another process has it, or this is not Linux
+            claim.bind(f"\0sfumato-ports-{block.start}")  # a name that is gone when the process is
+            _claims.append(claim)
+            return itertools.cycle(block)
+        claim.close()
+    return itertools.cycle(secrets.SystemRandom().sample(LISTENING_PORTS, len(LISTENING_PORTS)))
+
+
+_claims: list[socket.socket] = []
