@@ -4,7 +4,6 @@ Calls of requests go to some replica, by round robin; a family is loaded at all.
 """
 
 import asyncio
-import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from sfumato_protos.v1 import model_pb2, model_pb2_grpc
 from sfumato.common import calls
 from sfumato.gateway.channels import ModelServices
 from sfumato.gateway.failures import calling
-from sfumato.gateway.replicas import DNS, Held, Replica, addresses
+from sfumato.gateway.replicas import Held, Replica, addresses_of
 
 LIST_SECONDS = 2.0
 LOADED = model_pb2.MODEL_STATE_LOADED
@@ -95,11 +94,7 @@ class ModelReplicas:
     async def _all(self) -> list[ModelReplica]:
         settings = self._services.settings
         for service, target in (("encoder", settings.encoder_target), ("decoder", settings.decoder_target)):
-            if not target.startswith(DNS):
-                self._hosts[service] = {target: ""}
-                continue
-            with contextlib.suppress(OSError):  # a name that has no address keeps those that it had
-                self._hosts[service] = await addresses(target.removeprefix(DNS))
+            self._hosts[service] = await addresses_of(target, self._hosts.get(service, {}))
         wanted = {(service, *found) for service, hosts in self._hosts.items() for found in hosts.items()}
         # Nothing waits from here on: others ask meanwhile. What left closes when its last call has ended.
         self._channels = {

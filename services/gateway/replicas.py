@@ -104,9 +104,7 @@ class Replicas:
     async def resolve(self) -> None:
         """Looks the names up; a name that has no address keeps those that it had."""
         for target in self.targets:
-            if target.startswith(DNS):
-                with contextlib.suppress(OSError):
-                    self._addresses[target] = await addresses(target.removeprefix(DNS))
+            self._addresses[target] = await addresses_of(target, self._addresses.get(target, {}))
         self._update()
 
     def _update(self) -> None:
@@ -131,6 +129,18 @@ class Replicas:
             self._follower.cancel()
         for replica in self.current:
             await replica.channel.close()
+
+
+async def addresses_of(target: str, known: dict[str, str]) -> dict[str, str]:
+    """Where a target, host:port or dns:///host:port, is to be reached, with the host names of certificates.
+
+    A name that has no address keeps those that are known.
+    """
+    if not target.startswith(DNS):
+        return {target: ""}
+    with contextlib.suppress(OSError):
+        return await addresses(target.removeprefix(DNS))
+    return known
 
 
 async def addresses(name: str) -> dict[str, str]:

@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 
-from sfumato.denoiser.conditioning import Conditioning, needed
+from sfumato.denoiser.conditioning import Conditioning
 from sfumato.denoiser.config import DenoiserSettings
 from sfumato.denoiser.engine_onnx import open_unet
 from sfumato.denoiser.engine_torch import TorchUNet, Unet
+from tests.bench.step_profile import row_of
 
 _given: tuple[Unet, torch.Tensor, Conditioning]  # in a measured process
 
@@ -69,11 +70,7 @@ def _open(family: Path, core: int) -> None:
     torch.set_num_threads(1)
     torch_unet = TorchUNet(family, torch.device("cpu"))
     unet = open_unet(torch_unet, "onnxruntime", DenoiserSettings().onnx_cache)
-    config = torch_unet.config
-    side = config.sample_size
-    more = {name: torch.zeros(1, *shape) for name, shape in needed(config).items()}
-    row = Conditioning(torch.zeros(1, 32, config.cross_attention_dim), **more)
-    _given = unet, torch.randn(1, config.in_channels, side, side), row
+    _given = unet, *row_of(torch_unet)
 
 
 def _rows_per_second(seconds: float) -> float:

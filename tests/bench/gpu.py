@@ -17,7 +17,6 @@ after every stage, out/gpu.md at the end.
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from importlib.metadata import version
@@ -35,6 +34,7 @@ from tests.bench.gpu_report import markdown
 from tests.bench.gpu_rows import rows_together
 from tests.bench.gpu_ways import Measure, environment, pipelines, services, started
 from tests.bench.mixed import Request, Settings
+from tests.bench.progress import Lines
 from tests.bench.step_profile import flops_of_a_row, flops_per_second, row_of
 from tests.full_size.models import CONTEXT, save_family
 
@@ -56,7 +56,7 @@ def main(given: Sequence[str] | None = None, start: Start = started) -> None:
             f"no CUDA device here (torch {torch.__version__}): run this on a machine that has one, or try "
             "the script on a CPU: --device cpu --family DIR --side 64 --steps 4 --compile"
         )
-    say = _Lines()
+    say = Lines()
     family = arguments.family or sd15_size(say)
     figures: dict[str, Any] = {"machine": machine(device)}
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ def parsed(given: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
-def sd15_size(say: "_Lines") -> Path:
+def sd15_size(say: Lines) -> Path:
     """The random-weight family, made where it is not there whole."""
     if not FAMILY.is_dir():
         say(f"making {FAMILY}, 4 GB of random weights")
@@ -167,16 +167,6 @@ def vae_scale_factor(family: Path) -> int:
     """Pixels of a latent pixel's side."""
     config = json.loads((family / "vae" / "config.json").read_text())
     return int(2 ** (len(config["block_out_channels"]) - 1))
-
-
-class _Lines:
-    """Lines of progress with the seconds since the start, on standard error."""
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-
-    def __call__(self, text: str) -> None:
-        print(f"[{time.monotonic() - self._start:6.1f} s] {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

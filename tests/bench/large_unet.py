@@ -11,13 +11,13 @@ import argparse
 import asyncio
 import json
 import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from sfumato_client.stack import local_stack
 from tests.bench.mixed import Request, Settings
+from tests.bench.progress import Lines
 from tests.bench.serving import closed_loop, pin
 from tests.bench.throughput import shares
 from tests.full_size.models import save_family
@@ -39,14 +39,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="requests of the one client")
     parser.add_argument("--output", type=Path, default=Path("out"))
     arguments = parser.parse_args()
+    say = Lines()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _say("writing a family of 4 GB")
+        say("writing a family of 4 GB")
         family = save_family("sd15", folder / "sd15-size", arguments.family / "tokenizer")
         figures = {
             "cores": os.cpu_count(),
-            "one_client": one_client(family, folder, arguments.repeats),
-            "replicas": replicas(family, folder),
+            "one_client": one_client(family, folder, arguments.repeats, say),
+            "replicas": replicas(family, folder, say),
         }
     arguments.output.mkdir(parents=True, exist_ok=True)
     text = json.dumps(figures, indent=2)
@@ -54,17 +55,17 @@ def main() -> None:
     print(text)
 
 
-def one_client(family: Path, folder: Path, repeats: int) -> dict[str, Any]:
+def one_client(family: Path, folder: Path, repeats: int, say: Lines) -> dict[str, Any]:
     """Where the time of a client alone goes."""
-    _say("services start; the first time they export graphs")
+    say("services start; the first time they export graphs")
     with local_stack(family, log_dir=folder / "alone", metrics=True, settings=_settings(folder)) as stack:
         requests = [Request(LATENCY, "a cat", seed) for seed in range(1 + repeats)]
         asyncio.run(closed_loop(stack.target, 1, requests[:1]))
-        _say(f"one client, {repeats} requests")
+        say(f"one client, {repeats} requests")
         return shares(stack, requests[1:])
 
 
-def replicas(family: Path, folder: Path) -> dict[str, Any]:
+def replicas(family: Path, folder: Path, say: Lines) -> dict[str, Any]:
     """Two denoisers on a core each, against one on one core: one stack at a time, for their memory."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
@@ -72,7 +73,7 @@ def replicas(family: Path, folder: Path) -> dict[str, Any]:
     settings = {**_settings(folder), "SFUMATO_DENOISER_NUM_THREADS": "1"}
     found: dict[int, float] = {}
     for count in (1, 2):
-        _say(f"{CLIENTS} clients, {count} denoiser(s)")
+        say(f"{CLIENTS} clients, {count} denoiser(s)")
         with local_stack(family, log_dir=folder / f"{count}", denoisers=count, settings=settings) as stack:
             for denoiser, core in zip(stack.denoisers, cores, strict=False):
                 pin(denoiser, core)
@@ -92,10 +93,6 @@ def replicas(family: Path, folder: Path) -> dict[str, Any]:
 def _settings(folder: Path) -> dict[str, str]:
     """The services keep their graphs with the family, to be removed with it."""
     return {f"SFUMATO_{name}_ONNX_CACHE": str(folder / "onnx") for name in ("ENCODER", "DENOISER", "DECODER")}
-
-
-def _say(what: str) -> None:
-    print(what, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sfumato.common.onnx_graph import FILE, open_graph
 from sfumato.common.tensors import from_message, to_message
-from sfumato.denoiser.conditioning import Conditioning
+from sfumato.denoiser.conditioning import Conditioning, needed
 from sfumato.denoiser.engine_onnx import unet_graph
 from sfumato.denoiser.engine_torch import TorchUNet
 from sfumato_client.stack import local_stack
@@ -108,7 +108,9 @@ def row_of(unet: TorchUNet, side: int = 0, tokens: int = TOKENS) -> tuple[torch.
     config, generator = unet.config, torch.Generator().manual_seed(0)
     side = side or config.sample_size
     latents = torch.randn(1, config.in_channels, side, side, generator=generator)
-    return latents, Conditioning(torch.randn(1, tokens, config.cross_attention_dim, generator=generator))
+    prompt_embeds = torch.randn(1, tokens, config.cross_attention_dim, generator=generator)
+    more = {name: torch.zeros(1, *shape) for name, shape in needed(config).items()}
+    return latents, Conditioning(prompt_embeds, **more)
 
 
 def operators(unet: TorchUNet, repeats: int) -> dict[str, Any]:

@@ -159,31 +159,30 @@ async def test_the_newest_wish_holds(folder: Path) -> None:
     opened.close()
 
 
-async def test_a_load_that_failed_leaves_nothing(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("raised", "refused", "said"),
+    [
+        (FailedPrecondition("the weights are wrong"), FailedPrecondition, "wrong"),
+        # Another process may have taken it since the bytes were counted.
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+            ResourceExhausted,
+            "has memory for at present",
+        ),
+    ],
+    ids=["wrong weights", "no memory"],
+)
+async def test_a_load_that_failed_says_why_and_leaves_nothing(
+    folder: Path, raised: Exception, refused: type[Exception], said: str
+) -> None:
     def load(path: Path) -> str:
         if path.name == "other":
-            raise FailedPrecondition("the weights are wrong")
+            raise raised
         return path.name
 
     opened = families(folder, load)
     await opened.load_default()
-    with pytest.raises(FailedPrecondition, match="wrong"):
-        await opened.load(OTHER, 1)
-    assert [one.name for one in opened.listed()] == ["families/own"]
-    opened.close()
-
-
-async def test_a_load_that_finds_no_memory_is_refused_as_such(folder: Path) -> None:
-    """Another process may have taken it since the bytes were counted."""
-
-    def load(path: Path) -> str:
-        if path.name == "other":
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return path.name
-
-    opened = families(folder, load)
-    await opened.load_default()
-    with pytest.raises(ResourceExhausted, match="has memory for at present"):
+    with pytest.raises(refused, match=said):
         await opened.load(OTHER, 1)
     assert [one.name for one in opened.listed()] == ["families/own"]
     opened.close()

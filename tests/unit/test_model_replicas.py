@@ -9,7 +9,7 @@ import grpc
 import pytest
 from sfumato_protos.v1 import model_pb2, model_pb2_grpc
 
-from sfumato.gateway import model_replicas
+from sfumato.gateway import replicas as gateway_replicas
 from sfumato.gateway.model_replicas import ModelReplicas
 
 
@@ -53,7 +53,7 @@ async def replicas(
     served: tuple[SlowModels, str], monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[tuple[ModelReplicas, Names]]:
     names = Names()
-    monkeypatch.setattr(model_replicas, "addresses", names.addresses)
+    monkeypatch.setattr(gateway_replicas, "addresses", names.addresses)
     services: Any = SimpleNamespace(
         settings=SimpleNamespace(encoder_target="dns:///encoder:1", decoder_target=served[1]),
         replicas=SimpleNamespace(current=[]),

@@ -25,6 +25,7 @@ STOP_SECONDS = 40.0
 RESTART_SECONDS = 0.5
 LISTENING_PORTS = range(20_000, 32_000)  # Linux takes those of outgoing connections from 32,768 up
 PORTS_OF_A_PROCESS = 500
+_claims: list[socket.socket] = []  # on this process's ports; kept open
 # What a service's process runs: it asks Linux for SIGTERM when the launcher dies, even by SIGKILL (prctl
 # option 1, PR_SET_PDEATHSIG), then becomes the service. Not a preexec_fn: that would run Python between
 # fork and exec, which crashes now and then where the launcher has gRPC's threads.
@@ -284,6 +285,3 @@ def _own_ports() -> Iterator[int]:
             return itertools.cycle(block)
         claim.close()
     return itertools.cycle(secrets.SystemRandom().sample(LISTENING_PORTS, len(LISTENING_PORTS)))
-
-
-_claims: list[socket.socket] = []
