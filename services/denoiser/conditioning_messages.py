@@ -60,10 +60,11 @@ def _beside(
 
 def selected(conditioning: Conditioning, rows: Sequence[int]) -> Conditioning:
     """The rows of conditioning that a step asks for; none named: all."""
-    if not rows:
-        return conditioning
+    return conditioning[list(checked_rows(conditioning, rows, "step.rows"))] if rows else conditioning
+
+
+def checked_rows(conditioning: Conditioning, rows: Sequence[int], field: str) -> Sequence[int]:
+    """The rows that a step asks for; none named: all."""
     if len(rows) > len(conditioning) or not all(0 <= row < len(conditioning) for row in rows):
-        raise InvalidArgument(
-            "step.rows", f"at most {len(conditioning)} of 0 to {len(conditioning) - 1}", rows
-        )
-    return conditioning[list(rows)]
+        raise InvalidArgument(field, f"at most {len(conditioning)} of 0 to {len(conditioning) - 1}", rows)
+    return rows or range(len(conditioning))

@@ -28,6 +28,8 @@ from sfumato.denoiser.gradients import GradientQueue
 from sfumato.denoiser.models import DenoiserModels, load_models, num_bytes
 from sfumato.denoiser.open_models import open_models
 from sfumato.denoiser.probes import Control
+from sfumato.denoiser.run_messages import run_of
+from sfumato.denoiser.runs import do_run
 from sfumato.denoiser.step_queue import StepQueue, forwards_at_a_time
 from sfumato.denoiser.unets import Unets
 
@@ -121,12 +123,17 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
                     opened = await self._opened(request.open, models)
                 elif kind == "step" and opened is not None:
                     yield await self._step(request.step, opened, kept)
+                elif kind == "run" and opened is not None:
+                    kept.drop()
+                    yield await self._run(request.run, opened)
                 elif kind == "gradient" and opened is not None:
                     yield await kept.gradient(request.gradient)
                 elif kind == "edit" and opened is not None:
                     yield await self._edit(request.edit, opened)
                 else:
-                    raise InvalidArgument("message", "`open` once, then `step`s or `edit`s", kind or "empty")
+                    raise InvalidArgument(
+                        "message", "`open` once, then `step`s, `run`s or `edit`s", kind or "empty"
+                    )
 
     async def _opened(self, request: denoiser_pb2.OpenTrajectory, models: DenoiserModels) -> Opened:
         unets = await models.adapters.get(request.adapter) if request.adapter else models.unets
@@ -157,6 +164,14 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         noise_pred = noise_pred if request.keep_graph else seen
         return denoiser_pb2.DenoiseResponse(
             step=request.step, noise_pred=to_message(noise_pred), attention=attention_messages(maps)
+        )
+
+    async def _run(self, request: denoiser_pb2.DenoiseRun, opened: Opened) -> denoiser_pb2.DenoiseResponse:
+        unet, conditioning = opened.unets.unet, opened.conditioning
+        run = run_of(request, unet.config, conditioning, self.settings.max_latent_area)
+        result = await do_run(self.queue, unet, run, conditioning)
+        return denoiser_pb2.DenoiseResponse(
+            step=request.step, tensors=to_message(result.tensors), latents_digests=result.latents_digests
         )
 
     async def _edit(self, request: denoiser_pb2.EditStep, opened: Opened) -> denoiser_pb2.DenoiseResponse:

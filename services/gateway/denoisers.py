@@ -1,8 +1,8 @@
 """The stream of one trajectory over the denoiser replicas.
 
-A trajectory's whole state is in the gateway, so a replica that dies costs one step: the stream is opened
-at another replica, the conditioning sent again, and the step repeated. The model is a function of its
-inputs, so the image is the same.
+A trajectory's whole state is in the gateway, so a replica that dies costs one step, or one run of steps: the
+stream is opened at another replica, the conditioning sent again, and the step repeated. The model is a
+function of its inputs, so the image is the same.
 """
 
 import asyncio
@@ -13,17 +13,19 @@ from typing import Any
 import grpc
 import structlog
 import torch
-from prometheus_client import Counter
+from prometheus_client import Counter, Histogram
 from sfumato_protos.v1 import denoiser_pb2, tensor_pb2
 
 from sfumato.common import calls
 from sfumato.common.errors import DeadlineExceeded, Unavailable
+from sfumato.common.linear_steps import LinearRun, RunResult
 from sfumato.common.status import ForwardedError
 from sfumato.common.tensors import from_message, to_message
 from sfumato.gateway.alignment import AttentionControl
 from sfumato.gateway.attention_maps import LayerMaps
 from sfumato.gateway.conditioning import Conditioning
 from sfumato.gateway.denoiser_attention import control_message, layer_maps
+from sfumato.gateway.denoiser_runs import run_message, run_result
 from sfumato.gateway.failures import is_lost, own_words
 from sfumato.gateway.replicas import Replica, Replicas, pick, usable
 from sfumato.gateway.stages import STEP_SECONDS
@@ -31,6 +33,11 @@ from sfumato.gateway.stages import STEP_SECONDS
 log = structlog.get_logger()
 
 REPLAYED = Counter("sfumato_gateway_replayed_steps", "Steps repeated because a denoiser was lost.")
+RUN_STEPS = Histogram(
+    "sfumato_gateway_run_steps",
+    "Steps that a denoiser was asked for in one message.",
+    buckets=(1, 2, 4, 8, 16, 32),
+)
 RETRY_SECONDS = 0.1
 
 
@@ -90,6 +97,11 @@ class DenoiserStream:
         response = await self._answer(denoiser_pb2.DenoiseRequest(step=message))
         return _noise_pred(response, len(rows) or self._num_rows, latents)
 
+    async def run(self, step: int, run: LinearRun) -> RunResult:
+        """Steps in a row; all of them again elsewhere when the replica is lost."""
+        response = await self._answer(denoiser_pb2.DenoiseRequest(run=run_message(step, run)), len(run.steps))
+        return run_result(response, run)
+
     async def gradient(self, step: int, noise_pred_gradient: torch.Tensor) -> torch.Tensor:
         """Sum over rows of gradient[row] . d noise_pred[row] / d latents of the step just done: [1, C, h, w].
 
@@ -139,17 +151,26 @@ class DenoiserStream:
         response = await self._answer(denoiser_pb2.DenoiseRequest(edit=message))
         return _noise_pred(response, 4, latents), layer_maps(response, latents) if attention else []
 
-    async def _answer(self, request: denoiser_pb2.DenoiseRequest) -> denoiser_pb2.DenoiseResponse:
-        """One step's answer, from whichever replica lives."""
-        with STEP_SECONDS.time():
-            return await self._patiently(request)
+    async def _answer(
+        self, request: denoiser_pb2.DenoiseRequest, num_steps: int = 1
+    ) -> denoiser_pb2.DenoiseResponse:
+        """The answer to a step, or to several, from whichever replica lives."""
+        RUN_STEPS.observe(num_steps)
+        start = time.perf_counter()
+        try:
+            return await self._patiently(request, num_steps)
+        finally:
+            for _ in range(num_steps):
+                STEP_SECONDS.observe((time.perf_counter() - start) / num_steps)
 
-    async def _patiently(self, request: denoiser_pb2.DenoiseRequest) -> denoiser_pb2.DenoiseResponse:
+    async def _patiently(
+        self, request: denoiser_pb2.DenoiseRequest, num_steps: int
+    ) -> denoiser_pb2.DenoiseResponse:
         give_up = self._give_up_time()
         while True:
             try:
                 # Not wait_for: before Python 3.12 it drops a cancellation that comes with the answer.
-                async with asyncio.timeout(self._step_seconds):
+                async with asyncio.timeout(num_steps * self._step_seconds):
                     return await self._exchange(request)
             except (grpc.aio.AioRpcError, TimeoutError, asyncio.InvalidStateError) as error:
                 self._lose(error)
@@ -157,8 +178,8 @@ class DenoiserStream:
             if time.monotonic() >= give_up:
                 targets = ", ".join(self._replicas.targets)
                 raise Unavailable(f"no denoiser answers ({targets}{said}); try again later")
-            self.num_replayed_steps += 1
-            REPLAYED.inc()
+            self.num_replayed_steps += num_steps
+            REPLAYED.inc(num_steps)
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _exchange(self, request: denoiser_pb2.DenoiseRequest) -> denoiser_pb2.DenoiseResponse:

@@ -1,7 +1,7 @@
 """One request from parameters to images: text in, trajectories, images out."""
 
 import asyncio
-import hashlib
+import functools
 import math
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -11,18 +11,23 @@ from typing import Protocol
 import torch
 
 from sfumato.common.errors import DeadlineExceeded
+from sfumato.common.linear_steps import MAX_STEPS, LinearRun, RunResult
 from sfumato.gateway.alignment import AttentionControl
 from sfumato.gateway.attention_maps import AttentionWatch, AttentiveDenoiser
 from sfumato.gateway.clip_gradient import ClipServices, DifferentiableDenoiser, Targets, embed_targets
 from sfumato.gateway.conditioning import Conditioning, EncodedTexts, conditioning_of
+from sfumato.gateway.linear_updates import linear_updates
 from sfumato.gateway.masks import latent_mask
 from sfumato.gateway.pace import Pace
 from sfumato.gateway.parameters import FamilyInfo, Parameters
 from sfumato.gateway.prompt_to_prompt import EditingDenoiser
 from sfumato.gateway.row_steps import num_evaluations
 from sfumato.gateway.stages import IMAGES, Seconds, stage
-from sfumato.gateway.steering import NoisePred, Steering
-from sfumato.gateway.trajectory import Source, Step, sample
+from sfumato.gateway.steering import NoisePred, Steering, mix
+from sfumato.gateway.trajectory import Source, Step, StepRuns, sample, schedule_of
+
+MAX_RUN_SECONDS = 1.0  # of steps that go together, by the time of one: so much is lost with a denoiser
+FIRST_RUN_STEPS = 2  # where it is not known
 
 
 class Denoiser(AttentiveDenoiser, DifferentiableDenoiser, EditingDenoiser, Protocol):
@@ -40,6 +45,9 @@ class Denoiser(AttentiveDenoiser, DifferentiableDenoiser, EditingDenoiser, Proto
         keep_graph: bool = False,
     ) -> torch.Tensor:
         """[rows, C, h, w] for one latent [1, C, h, w]; rows: of the conditioning, none named: all."""
+
+    async def run(self, step: int, run: LinearRun) -> RunResult:
+        """Steps in a row, from `step` on."""
 
     async def close(self) -> None:
         """Frees what the stream holds."""
@@ -134,7 +142,11 @@ class Generation:
         num_steps = num_evaluations(p, self.family)
         with self.seconds.add_to("encode_text"):
             texts = p.conditioning_texts
-            encoded = await self.services.encode_text(texts, p.adapter)
+            # On a thread: the first time, LMS integrates its coefficients for a while.
+            schedule = schedule_of(p, self.family.scheduler_config)
+            encoded, _ = await asyncio.gather(
+                self.services.encode_text(texts, p.adapter), asyncio.to_thread(linear_updates, *schedule)
+            )
             clip = p.guidance.clip
             gradients = self.services.gradients
             targets = await embed_targets(clip, gradients, p.guidance.noised) if clip else None
@@ -191,14 +203,16 @@ class Generation:
         steering = Steering(p, seed, noise_pred, denoiser, targets, gradients, decoding)
         last: Step | None = None
         digests: list[bytes] = []
-        steps = sample(p, seed, self.family, source, steering)
+        runs = None if watch else StepRuns(self._unseen, functools.partial(mix, p), denoiser.run)
+        steps = sample(p, seed, self.family, source, steering, runs)
         cost = self.row_steps / (p.num_images * num_evaluations(p, self.family))
-        paced = self.pace.paced(steps, denoiser, pace_key(p, self.family), cost, self._last_moment())
+        end = self._last_moment()
+        paced = self.pace.paced(steps, denoiser, pace_key(p, self.family), cost, end, num_steps_of)
         try:
             with self.seconds.add_to("denoise"):
                 async for step in paced:
                     last = step
-                    digests.append(latents_digest(step.latents))
+                    digests += step.latents_digests
                     done = step.index + 1
                     preview = b""
                     if p.preview_interval_steps and done % p.preview_interval_steps == 0:
@@ -225,6 +239,17 @@ class Generation:
         IMAGES.labels(p.guidance.kind, p.scheduler).inc()
         await queue.put(Finished(index, seed, data, done, last.num_steps, tuple(digests)))
 
+    def _unseen(self, index: int, num_steps: int) -> int:
+        """How many steps from `index` on may be one run: nobody looks, or acts, in between."""
+        p = self.parameters
+        if p.guidance.clip is not None or p.guidance.rescale or math.isfinite(self.deadline):
+            return 1
+        shown = (n for n in (p.preview_interval_steps, p.progress_interval_steps) if n)
+        next_shown = min((n - index % n for n in shown), default=num_steps)
+        seconds = self.pace.step_seconds(pace_key(p, self.family))
+        allowed = max(1, int(MAX_RUN_SECONDS / seconds)) if seconds else FIRST_RUN_STEPS
+        return min(next_shown, allowed, MAX_STEPS, num_steps - index)
+
     def _last_moment(self) -> float:
         """When sampling has to stop, by time.monotonic."""
         if math.isinf(self.deadline):
@@ -248,9 +273,9 @@ def pace_key(p: Parameters, family: FamilyInfo) -> tuple[str, int, int, str]:
     return family.name, p.height // factor, p.width // factor, p.guidance.kind
 
 
-def latents_digest(latents: torch.Tensor) -> bytes:
-    """BLAKE2b, 16 bytes, of float32 latents' own bytes."""
-    return hashlib.blake2b(latents.contiguous().numpy().data, digest_size=16).digest()
+def num_steps_of(step: Step) -> int:
+    """How many steps are done with it."""
+    return len(step.latents_digests)
 
 
 def cut_warnings(texts: list[str], encoded: EncodedTexts, family: FamilyInfo) -> list[str]:

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
+from sfumato.common.errors import SfumatoError
+from sfumato.common.linear_steps import combined
+
 EPSILON, V_PREDICTION = "epsilon", "v_prediction"
 
 
@@ -44,6 +47,11 @@ def conditioning_texts(prompt: str, negative_prompt: str, guided: bool) -> list[
     return [negative_prompt, prompt] if guided else [prompt]
 
 
+def row_weights(guidance_scale: float) -> tuple[float, float]:
+    """What the predictions for null text and prompt weigh in z_null + s (z_c - z_null)."""
+    return 1 - guidance_scale, guidance_scale
+
+
 def classifier_free(noise_pred: torch.Tensor, guidance_scale: float, rescale: float = 0.0) -> torch.Tensor:
     """z_null + s (z_c - z_null), its standard deviation set back to that of z_c by the share `rescale`.
 
@@ -57,12 +65,19 @@ def classifier_free(noise_pred: torch.Tensor, guidance_scale: float, rescale: fl
     """
     if len(noise_pred) == 1:
         return noise_pred
-    noise_pred_null, noise_pred_text = noise_pred.chunk(2)
-    guided = noise_pred_null + guidance_scale * (noise_pred_text - noise_pred_null)
+    guided = combined(zip(row_weights(guidance_scale), noise_pred.split(1), strict=True))
     if rescale == 0:
         return guided
+    noise_pred_text = noise_pred[1:]
     rescaled = guided * (noise_pred_text.std() / guided.std())
     return rescale * rescaled + (1 - rescale) * guided
+
+
+def finite(noise_pred: torch.Tensor, index: int) -> torch.Tensor:
+    """Step `index`'s prediction; raises SfumatoError where it has NaN or infinity."""
+    if not bool(torch.isfinite(noise_pred).all()):
+        raise SfumatoError(f"The noise prediction of step {index + 1} is not finite; lower guidance_scale")
+    return noise_pred
 
 
 def x0_of(

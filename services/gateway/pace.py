@@ -65,14 +65,14 @@ class Pace:
         self._seconds_per_row_step = Lowest(clock)
         self._counted, self._since = 0.0, clock()
 
-    def add_step(self, key: Key, seconds: float, row_steps: float) -> None:
-        """One step of one image took so long and was so many row-steps."""
+    def add_steps(self, key: Key, num_steps: int, seconds: float, row_steps: float) -> None:
+        """Steps of one image took so long together and were so many row-steps each."""
         if key not in self._steps:
             if len(self._steps) >= MAX_KEYS:
                 self._steps.clear()
             self._steps[key] = Lowest(self._clock)
-        self._steps[key].add(seconds)
-        self._counted += row_steps
+        self._steps[key].add(seconds / num_steps)
+        self._counted += num_steps * row_steps
         passed = self._clock() - self._since
         if passed >= RATE_SECONDS:
             if passed < 2 * RATE_SECONDS:  # else there were pauses
@@ -80,17 +80,25 @@ class Pace:
             self._counted, self._since = 0.0, self._clock()
 
     async def paced(
-        self, steps: AsyncGenerator[T], stream: "Replaying", key: Key, row_steps: float, end: float = math.inf
+        self,
+        steps: AsyncGenerator[T],
+        stream: "Replaying",
+        key: Key,
+        row_steps: float,
+        end: float = math.inf,
+        num_steps_of: Callable[[T], int] = lambda _: 1,
     ) -> AsyncGenerator[T]:
-        """The steps that come before `end`, each counted as so many row-steps.
+        """What comes before `end`, a step each, or num_steps_of them, each counted as so many row-steps.
 
-        Not the first, which opens the stream, and those that were repeated, which waited for a denoiser.
+        Not a single first step, which opens the stream, and those that were repeated, which waited for a
+        denoiser.
         """
         first, replayed = True, 0
         async with contextlib.aclosing(until(steps, end)) as timed:
             async for step, seconds in timed:
-                if not first and stream.num_replayed_steps == replayed:
-                    self.add_step(key, seconds, row_steps)
+                num_steps = num_steps_of(step)
+                if (num_steps > 1 or not first) and stream.num_replayed_steps == replayed:
+                    self.add_steps(key, num_steps, seconds, row_steps)
                 first, replayed = False, stream.num_replayed_steps
                 yield step
 

@@ -12,9 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch.nn import functional as F
 
-from sfumato.common.errors import SfumatoError
 from sfumato.gateway.attention_maps import LayerMaps, Word, word_maps
-from sfumato.gateway.guidance import classifier_free
+from sfumato.gateway.guidance import classifier_free, finite
 
 BLEND_THRESHOLD = 0.3  # of the words' map's maximum
 BLEND_START = 0.2  # share of the steps after which the maps are good enough to blend by
@@ -74,11 +73,7 @@ async def sample_edit(
             blend is not None,
         )
         noise_pred = rows[2:] if schedule.guidance_scale <= 1 else guided(rows, schedule.guidance_scale)
-        if not bool(torch.isfinite(noise_pred).all()):
-            raise SfumatoError(
-                f"The noise prediction of step {index + 1} is not finite; lower guidance_scale"
-            )
-        both = scheduler.step(noise_pred, timestep, both, eta=0.0, return_dict=False)[0]
+        both = scheduler.step(finite(noise_pred, index), timestep, both, eta=0.0, return_dict=False)[0]
         if blend is not None:
             blend.see(maps)
             if index >= BLEND_START * num_steps:

@@ -14,7 +14,6 @@ from typing import Protocol
 
 import torch
 
-from sfumato.common.errors import SfumatoError
 from sfumato.gateway.clip_gradient import (
     ClipServices,
     Decoding,
@@ -23,10 +22,20 @@ from sfumato.gateway.clip_gradient import (
     check_finite,
     image_gradient,
 )
-from sfumato.gateway.guidance import Guided, Point, clamped, classifier_free
+from sfumato.gateway.guidance import Guided, Point, clamped, classifier_free, finite, row_weights
 from sfumato.gateway.guidance_options import PREDICTED_X0, ClipOptions
+from sfumato.gateway.linear_trajectory import Mix
 from sfumato.gateway.parameters import Parameters
 from sfumato.gateway.stages import stage
+
+
+def mix(p: Parameters, index: int, num_steps: int) -> Mix:
+    """What a step takes of the rows' predictions, under no guidance but plain classifier-free."""
+    if not p.guided:
+        return Mix((), (1.0,))
+    if not p.guidance.is_active(index, num_steps):  # the null text is not needed
+        return Mix((p.prompt_row,), (1.0,))
+    return Mix((), row_weights(p.guidance_scale))
 
 
 class NoisePred(Protocol):
@@ -79,18 +88,13 @@ class Steering:
             point.index,
             point.model_input,
             point.timestep,
-            # Without guidance the null text is not needed.
-            rows=() if active or not p.guided else (p.prompt_row,),
+            rows=mix(p, point.index, point.num_steps).rows,
             keep_graph=self.decoding is not None and clip is not None and clip.path == PREDICTED_X0,
         )
         combine = functools.partial(
             classifier_free, guidance_scale=p.guidance_scale, rescale=guidance.rescale
         )
-        noise_pred = combine(rows)
-        if not bool(torch.isfinite(noise_pred).all()):
-            raise SfumatoError(
-                f"The noise prediction of step {point.index + 1} is not finite; lower guidance_scale"
-            )
+        noise_pred = finite(combine(rows), point.index)
         if clip is None:
             return Guided(noise_pred)
         with stage("guide"):

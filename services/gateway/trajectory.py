@@ -4,13 +4,17 @@ Follows diffusers' StableDiffusionPipeline, ...Img2ImgPipeline and ...InpaintPip
 one generator per image, so that the same seed gives the same image.
 """
 
+import functools
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from sfumato.gateway.guidance import Guided, Point, score_form
+from sfumato.common.linear_steps import LinearRun, RunResult, latents_digest
+from sfumato.gateway.guidance import Guided, Point, finite, score_form
+from sfumato.gateway.linear_trajectory import LinearTrajectory, Mix
+from sfumato.gateway.linear_updates import linear_updates
 from sfumato.gateway.parameters import FamilyInfo, Parameters
 from sfumato.gateway.sampling import (
     ancestral_variance,
@@ -39,60 +43,117 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Step:
-    """What one step left."""
+class StepRuns:
+    """Runs of steps at the denoiser, where nothing has to be known in between.
 
-    index: int
+    Attributes:
+        length: of a run, from the index of its first step and the number of all; 1: a step by `guide`.
+        mix: what a step takes of the rows' predictions, from the same.
+        denoise: does a run, from the index of its first step.
+    """
+
+    length: Callable[[int, int], int]
+    mix: Callable[[int, int], Mix]
+    denoise: Callable[[int, LinearRun], Awaitable[RunResult]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step left, or a run of them."""
+
+    index: int  # of the last one
     num_steps: int
     latents: torch.Tensor
     predicted_x0: Callable[[], torch.Tensor]
+    latents_digests: tuple[bytes, ...]  # after each
 
 
 def prepare(parameters: Parameters, scheduler_config: dict[str, Any]) -> tuple[Any, torch.Tensor]:
     """A scheduler and the timesteps that it will run."""
-    scheduler = make_scheduler(parameters.scheduler, scheduler_config)
-    share = parameters.sampled_share
-    return scheduler, set_timesteps(scheduler, parameters.num_inference_steps, share)
+    name, _, num_inference_steps, share = schedule_of(parameters, scheduler_config)
+    scheduler = make_scheduler(name, scheduler_config)
+    return scheduler, set_timesteps(scheduler, num_inference_steps, share)
+
+
+def schedule_of(p: Parameters, scheduler_config: dict[str, Any]) -> tuple[str, dict[str, Any], int, float]:
+    """What decides the steps: sampler, the family's configuration, number of steps, share of them."""
+    return p.scheduler, scheduler_config, p.num_inference_steps, p.sampled_share
 
 
 async def sample(
-    parameters: Parameters, seed: int, family: FamilyInfo, source: Source | None, guide: Guide
+    parameters: Parameters,
+    seed: int,
+    family: FamilyInfo,
+    source: Source | None,
+    guide: Guide,
+    runs: StepRuns | None = None,
 ) -> AsyncGenerator[Step]:
-    """Runs the trajectory of one image, yielding after each step; the last one's latents are the image."""
+    """Runs the trajectory of one image, yielding after each step or run of steps; the last one's latents are
+    the image, which is the same whichever steps are in runs.
+    """
     scheduler, timesteps = prepare(parameters, family.scheduler_config)
     generator = torch.Generator().manual_seed(seed)
-    options = step_options(scheduler, generator)
     factor = family.vae_scale_factor
     shape = (1, family.latent_channels, parameters.height // factor, parameters.width // factor)
     start = Start(scheduler, timesteps, generator, shape, source, family.scaling_factor, parameters.strength)
-    latents = start.latents
+    mask = source.mask if source is not None else None
+    # With a mask the scheduler itself steps: it is asked for the noise level that it has come to.
+    updates = linear_updates(*schedule_of(parameters, family.scheduler_config)) if mask is None else None
+    trajectory: LinearTrajectory | SchedulerTrajectory
+    if updates is None:
+        trajectory = SchedulerTrajectory(scheduler, timesteps, start.latents, generator)
+    else:
+        trajectory = LinearTrajectory(updates, start.latents, generator)
     levels = noise_levels(scheduler, timesteps)
-    prediction_type = scheduler.config.prediction_type
-    for index, timestep in enumerate(timesteps):
-        model_input = scheduler.scale_model_input(latents, timestep)
-        t, level = float(timestep), levels[index]
-        guided = await guide(Point(index, len(timesteps), model_input, t, level, prediction_type))
-        noise_pred, gradient = guided.noise_pred, guided.gradient
-        if gradient is not None and not is_ancestral(scheduler):
-            noise_pred = score_form(noise_pred, gradient, level, prediction_type)
-        latents = scheduler.step(noise_pred, timestep, latents, **options, return_dict=False)[0]
-        if gradient is not None and is_ancestral(scheduler):
-            latents = latents + ancestral_variance(scheduler, t) * gradient
-        if source is not None and source.mask is not None:
-            later = timesteps[index + 1 : index + 2]
-            kept = (
-                scheduler.add_noise(start.image_latents, start.noise, later)
-                if len(later)
-                else start.image_latents
-            )
-            latents = (1 - source.mask) * kept + source.mask * latents
+    prediction_type, num_steps = scheduler.config.prediction_type, len(timesteps)
+    index = 0
+    while index < num_steps:
+        length = runs.length(index, num_steps) if runs else 1
+        if runs and isinstance(trajectory, LinearTrajectory) and length > 1:
+            mixes = [runs.mix(i, num_steps) for i in range(index, index + length)]
+            end = await trajectory.run(index, mixes, functools.partial(runs.denoise, index))
+            index += length - 1
+            model_input, noise_pred = end.model_input, finite(end.prediction, index)
+            digests = end.latents_digests
+        else:
+            t, level = float(timesteps[index]), levels[index]
+            model_input = trajectory.model_input(index)
+            guided = await guide(Point(index, num_steps, model_input, t, level, prediction_type))
+            noise_pred, gradient = guided.noise_pred, guided.gradient
+            if gradient is not None and not is_ancestral(scheduler):
+                noise_pred = score_form(noise_pred, gradient, level, prediction_type)
+            trajectory.step(index, noise_pred)
+            if gradient is not None and is_ancestral(scheduler):
+                trajectory.latents = trajectory.latents + ancestral_variance(scheduler, t) * gradient
+            if mask is not None:
+                kept = start.kept(timesteps[index + 1 : index + 2])
+                trajectory.latents = (1 - mask) * kept + mask * trajectory.latents
+            digests = (latents_digest(trajectory.latents.numpy()),)
+        x0 = functools.partial(predicted_x0, scheduler, model_input, noise_pred, float(timesteps[index]))
+        yield Step(index, num_steps, trajectory.latents, x0, digests)
+        index += 1
 
-        def x0(
-            x: torch.Tensor = model_input, e: torch.Tensor = noise_pred, t: float = float(timestep)
-        ) -> torch.Tensor:
-            return predicted_x0(scheduler, x, e, t)
 
-        yield Step(index, len(timesteps), latents, x0)
+class SchedulerTrajectory:
+    """LinearTrajectory's steps by diffusers' scheduler itself."""
+
+    def __init__(
+        self, scheduler: Any, timesteps: torch.Tensor, latents: torch.Tensor, generator: torch.Generator
+    ) -> None:
+        self.latents = latents
+        self._scheduler, self._timesteps = scheduler, timesteps
+        self._options = step_options(scheduler, generator)
+
+    def model_input(self, index: int) -> torch.Tensor:
+        """As LinearTrajectory's."""
+        result: torch.Tensor = self._scheduler.scale_model_input(self.latents, self._timesteps[index])
+        return result
+
+    def step(self, index: int, prediction: torch.Tensor) -> None:
+        """As LinearTrajectory's."""
+        self.latents = self._scheduler.step(
+            prediction, self._timesteps[index], self.latents, **self._options, return_dict=False
+        )[0]
 
 
 class Start:
@@ -111,6 +172,7 @@ class Start:
         def draw() -> torch.Tensor:
             return torch.randn(shape, generator=generator)
 
+        self._scheduler = scheduler
         if source is None:
             self.latents = draw() * scheduler.init_noise_sigma
             return
@@ -122,3 +184,10 @@ class Start:
             self.latents = self.noise * scheduler.init_noise_sigma
         else:
             self.latents = scheduler.add_noise(self.image_latents, self.noise, timesteps[:1])
+
+    def kept(self, later: torch.Tensor) -> torch.Tensor:
+        """The image's latents, noised as before the step at timestep `later`, [1]; none: as they are."""
+        if not len(later):
+            return self.image_latents
+        result: torch.Tensor = self._scheduler.add_noise(self.image_latents, self.noise, later)
+        return result

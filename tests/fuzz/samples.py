@@ -211,12 +211,18 @@ def _denoiser() -> dict[str, list[list[Message]]]:
         latents=tensor(2, 4, 8, 8), timestep=500, replace_cross_attention=True, replace_self_attention=True,
         attention=True,
     )  # fmt: skip
+    total = denoiser_pb2.LinearSum(tensors=[0, 2, 1], coefficients=[0.9, 0.1, 0.2])
+    step_of_run = denoiser_pb2.LinearStep(timestep=500, input_scale=1, weights=[-2, 3], sums=[total])
+    run = denoiser_pb2.DenoiseRun(
+        step=0, tensors=tensor(2, *LATENTS[1:]), steps=[step_of_run, step_of_run], returned=[3, 5]
+    )
     gradient = denoiser_pb2.DenoiseGradient(noise_pred_gradient=tensor(2, 4, 8, 8))
     return {
         "/sfumato.v1.DenoiserService/Denoise": [
             [opened, message(step=step), message(step=shown)],
             [opened, message(step=kept), message(gradient=gradient)],
             [edited, message(edit=edit)],
+            [opened, message(run=run), message(step=step)],
         ]
     }
 

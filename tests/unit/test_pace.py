@@ -27,8 +27,8 @@ def test_nothing_is_refused_before_something_was_measured() -> None:
 def test_an_estimate_is_of_the_quickest_step_of_its_size_and_kind() -> None:
     pace = Pace(Clock())
     for seconds in (0.3, 0.1, 0.2):
-        pace.add_step(KEY, seconds, 2)
-    pace.add_step((16, 16, "cfg"), 0.01, 2)
+        pace.add_steps(KEY, 1, seconds, 2)
+    pace.add_steps((16, 16, "cfg"), 1, 0.01, 2)
     pace.check([(KEY, 10)], 0, 1.01)
     with pytest.raises(DeadlineExceeded) as error:
         pace.check([(KEY, 10)], 0, 0.99)
@@ -42,7 +42,7 @@ def test_what_waits_before_counts_by_the_measured_rate() -> None:
     pace = Pace(clock)
     for _ in range(10):
         clock.now += RATE_SECONDS / 10
-        pace.add_step(KEY, 0.1, 20)
+        pace.add_steps(KEY, 2, 0.2, 10)
     assert pace.row_steps_per_second() == pytest.approx(200 / RATE_SECONDS)
     pace.check([(KEY, 1)], 100, 0.1 + 100 / 100 + 0.01)
     with pytest.raises(DeadlineExceeded, match="1 s of waiting"):
@@ -52,7 +52,7 @@ def test_what_waits_before_counts_by_the_measured_rate() -> None:
 def test_steps_of_a_load_that_has_passed_keep_nobody_out() -> None:
     clock = Clock()
     pace = Pace(clock)
-    pace.add_step(KEY, 5.0, 2)
+    pace.add_steps(KEY, 1, 5.0, 2)
     clock.now += 0.9 * WINDOW_SECONDS
     with pytest.raises(DeadlineExceeded):
         pace.check([(KEY, 10)], 0, 1.0)
