@@ -88,7 +88,9 @@ def cgroup_free_bytes(folder: Path) -> int:
 
 def free_unused() -> None:
     """Gives what nothing refers to back to the system, not only to Python."""
+    gc.unfreeze()  # of what was loaded first; see server.py
     gc.collect()  # recorded graphs and modules refer to each other
+    gc.freeze()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     if sys.platform == "linux":

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import signal
 import sys
 from collections.abc import Callable
@@ -125,6 +126,10 @@ async def serve(settings: ServerSettings, servicer: Servicer) -> None:
     log.info("listening", service=servicer.service_name, host=settings.host, port=port, tls=tls)
     try:
         await _until_loaded(servicer, stop)
+        # The collector would look through half a million objects of imports and models now and then, for 0.2
+        # to 0.3 s in which nothing else runs. They stay anyway.
+        gc.collect()
+        gc.freeze()
         if not stop.is_set():
             ready.set()
             IS_SERVING.set(1)
