@@ -24,6 +24,7 @@ class Bundle:
     forward: Forward
     tensors: Tensors  # [rows, ...] each
     future: "asyncio.Future[Tensors]"
+    call: "list[asyncio.Future[Tensors]]"  # of all that the caller's call is made of
     queued: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
@@ -32,6 +33,12 @@ class Bundle:
     def goes_with(self, other: "Bundle") -> bool:
         """Whether one forward can take both."""
         return self.forward is other.forward and self.shapes == other.shapes
+
+    def fail(self, error: Exception) -> None:
+        """The call fails, and what still waits of it never runs."""
+        self.future.set_exception(error)
+        for other in self.call:
+            other.cancel()
 
 
 class RowQueue:
@@ -51,24 +58,23 @@ class RowQueue:
     async def rows(self, forward: Forward, *tensors: torch.Tensor) -> Tensors:
         """The forward's tensors [rows, ...] for tensors [rows, ...]: each row's bits are those it has alone.
 
-        Cancelled before its turn, a row never runs.
+        Cancelled before its turn, or where another of these has failed, a row never runs.
         """
         return await self._all(forward, split(tensors, 1))
 
     async def bundle(self, forward: Forward, *tensors: torch.Tensor) -> Tensors:
         """As `rows`, of rows that go together whoever else comes along, as far as memory lets them."""
-        most = forward.rows_at_most(tensors[0])
-        if len(tensors[0]) > most:
-            return await self._all(forward, split(tensors, most))
-        future: asyncio.Future[Tensors] = asyncio.get_running_loop().create_future()
-        with QUEUED.labels(forward.name).track_inprogress():
-            self._waiting.append(Bundle(forward, tensors, future))
-            # When all rows that came with this one are there: a step's own two go apart.
-            asyncio.get_running_loop().call_soon(self._start)
-            return await future
+        return await self._all(forward, split(tensors, forward.rows_at_most(tensors[0])))
 
     async def _all(self, forward: Forward, parts: list[Tensors]) -> Tensors:
-        return concatenated(await asyncio.gather(*(self.bundle(forward, *part) for part in parts)))
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[Tensors]] = [loop.create_future() for _ in parts]
+        for part, future in zip(parts, futures, strict=True):
+            self._waiting.append(Bundle(forward, part, future, futures))
+        # When all rows that came with these are there: a step's own two go apart.
+        loop.call_soon(self._start)
+        with QUEUED.labels(forward.name).track_inprogress():
+            return concatenated(await asyncio.gather(*futures))
 
     def _start(self) -> None:
         """Gives each free thread its share of what the first one can go with."""
@@ -94,13 +100,13 @@ class RowQueue:
         except Exception as error:
             for one in batch:
                 if not one.future.done():
-                    one.future.set_exception(error)
+                    one.fail(error)
         else:
             for one, outcome in zip(batch, outcomes, strict=True):
                 if one.future.done():
                     continue
                 if isinstance(outcome, Exception):
-                    one.future.set_exception(outcome)
+                    one.fail(outcome)
                 else:
                     one.future.set_result(outcome)
         finally:

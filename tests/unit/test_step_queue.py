@@ -115,6 +115,19 @@ async def test_a_failure_and_a_cancelled_step_leave_the_queue_at_work() -> None:
     queue.close()
 
 
+async def test_what_waits_of_a_step_that_failed_never_runs() -> None:
+    queue, unet = StepQueue(2), Unet(max_rows=1)
+    rows = Conditioning(torch.ones(6, 3, 2))
+    failing = asyncio.create_task(queue.noise_pred(unet, torch.full((1, 4, 8, 8), -1.0), 1.0, rows))
+    await asyncio.sleep(0.05)
+    unet.go_on.set()
+    with pytest.raises(ValueError, match="negative"):
+        await failing
+    assert float((await step(queue, unet, 3.0)).mean()) == 6
+    assert len(unet.forwards) == 3  # of the failed one those two that both threads had begun
+    queue.close()
+
+
 async def test_a_real_unets_rows_have_the_same_bits_in_any_company(tiny_family: Path, tmp_path: Path) -> None:
     torch_unet = TorchUNet(tiny_family, CPU)
     unet = open_unet(torch_unet, "onnxruntime", tmp_path)

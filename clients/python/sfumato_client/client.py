@@ -5,7 +5,7 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 from sfumato_protos.v1 import gateway_pb2, gateway_pb2_grpc
@@ -30,6 +30,14 @@ CHANNEL_OPTIONS = (
     # A gateway that comes back is found soon.
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
+
+Options = TypeVar("Options", GenerateOptions, EditPromptOptions)
+
+
+def without_steps(options: Options) -> Options:
+    """The options, with no events of steps unless they are asked for: only the result is looked at."""
+    options.setdefault("progress_interval_steps", 0)
+    return options
 
 
 class Client(Edits, Families):
@@ -56,9 +64,8 @@ class Client(Edits, Families):
 
     def generate(self, prompt: str, **options: Unpack[GenerateOptions]) -> GenerateResult:
         """Makes images. Raises SfumatoError with field, limit and value when refused."""
-        options.setdefault("progress_interval_steps", 0)  # nobody looks at the steps
         result = GenerateResult()
-        for event in self.generate_events(prompt, **options):
+        for event in self.generate_events(prompt, **without_steps(options)):
             result.add(event)
         return result
 
@@ -95,9 +102,8 @@ class Client(Edits, Families):
         self, prompt: str, target_prompt: str, **options: Unpack[EditPromptOptions]
     ) -> EditPromptResult:
         """Prompt-to-prompt: changes an image by changing its prompt. Raises as generate does."""
-        options.setdefault("progress_interval_steps", 0)  # nobody looks at the steps
         result = EditPromptResult()
-        for event in self.edit_prompt_events(prompt, target_prompt, **options):
+        for event in self.edit_prompt_events(prompt, target_prompt, **without_steps(options)):
             result.add(event)
         return result
 
@@ -111,9 +117,8 @@ class Client(Edits, Families):
         self, prompt: str, settings: Mapping[str, GenerateOptions], **options: Unpack[GenerateOptions]
     ) -> ComparisonResult:
         """Makes the same images under several settings of guidance: label to guidance options."""
-        options.setdefault("progress_interval_steps", 0)  # nobody looks at the steps
         result = ComparisonResult()
-        for event in self.compare_events(prompt, settings, **options):
+        for event in self.compare_events(prompt, settings, **without_steps(options)):
             result.add(event)
         return result
 
@@ -157,9 +162,8 @@ class AsyncClient(AsyncEdits, AsyncFamilies):
 
     async def generate(self, prompt: str, **options: Unpack[GenerateOptions]) -> GenerateResult:
         """Makes images. Raises SfumatoError with field, limit and value when refused."""
-        options.setdefault("progress_interval_steps", 0)  # nobody looks at the steps
         result = GenerateResult()
-        async for event in self.generate_events(prompt, **options):
+        async for event in self.generate_events(prompt, **without_steps(options)):
             result.add(event)
         return result
 
@@ -199,9 +203,8 @@ class AsyncClient(AsyncEdits, AsyncFamilies):
         self, prompt: str, target_prompt: str, **options: Unpack[EditPromptOptions]
     ) -> EditPromptResult:
         """Prompt-to-prompt: changes an image by changing its prompt. Raises as generate does."""
-        options.setdefault("progress_interval_steps", 0)  # nobody looks at the steps
         result = EditPromptResult()
-        async for event in self.edit_prompt_events(prompt, target_prompt, **options):
+        async for event in self.edit_prompt_events(prompt, target_prompt, **without_steps(options)):
             result.add(event)
         return result
 
@@ -218,9 +221,8 @@ class AsyncClient(AsyncEdits, AsyncFamilies):
         self, prompt: str, settings: Mapping[str, GenerateOptions], **options: Unpack[GenerateOptions]
     ) -> ComparisonResult:
         """Makes the same images under several settings of guidance: label to guidance options."""
-        options.setdefault("progress_interval_steps", 0)  # nobody looks at the steps
         result = ComparisonResult()
-        async for event in self.compare_events(prompt, settings, **options):
+        async for event in self.compare_events(prompt, settings, **without_steps(options)):
             result.add(event)
         return result
 
