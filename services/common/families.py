@@ -42,13 +42,13 @@ class Source(Generic[M]):
         load: the models; runs on a thread of its own while others serve.
         num_bytes: memory that they take, by the headers of their weights; takes none itself.
         device: where they lie.
-        warm: runs them once, where that has to be in their own threads.
+        warm: runs them once, in their own threads.
     """
 
     load: Callable[[Path, Any, torch.device], M]
     num_bytes: Callable[[Path, Any, torch.device], int]
     device: torch.device
-    warm: Callable[[M], Awaitable[None]] | None = None
+    warm: Callable[[M], Awaitable[None]]
 
 
 @dataclass
@@ -183,8 +183,7 @@ class Families(Generic[M]):
     async def _take_in(self, name: str, folder: Path, num_bytes: int) -> None:
         load = partial(within_memory, "load", self._source.load)  # what fits may be taken by others meanwhile
         models = await self._on_thread(load, folder, self._settings, self._source.device)
-        if self._source.warm is not None:
-            await self._source.warm(models)
+        await self._source.warm(models)
         held = Held(models, num_bytes)
         held.idle.set()
         self._held[name] = held

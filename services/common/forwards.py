@@ -6,6 +6,7 @@ kernels run depends on shapes, not on numbers, so what holds once for these shap
 """
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,7 @@ BATCH_ROWS = Histogram(
 )
 
 MAX_GPU_ROWS = 16  # of different callers in one forward
+AGAIN_SECONDS = 60.0  # after which forwards may be twice as large again, where memory was short
 MAX_TRIED = 4096  # shapes and numbers of rows whose trial is remembered; clients choose shapes
 
 
@@ -37,9 +39,10 @@ class Forward:
         name: what the work is, a label of the metrics: a word of the code, never of a client.
         run: tensors [rows, ...] to tensors [rows, ...].
         max_rows: of different callers in one forward, where that pays; 1: it does not.
-        max_elements: of the first tensor, in one forward of several rows; for lack of memory it becomes less.
+        max_elements: of the first tensor, in one forward of several rows.
         batch_invariant: whether rows go together only where that does not show in their bits.
         same_bits: whether rows have the bits together that they have alone, by their shapes.
+        halved: elements that were left when memory was short last, and halved_at: when, by time.monotonic.
     """
 
     name: str
@@ -48,10 +51,17 @@ class Forward:
     max_elements: int = sys.maxsize
     batch_invariant: bool = True
     same_bits: dict[tuple[Any, ...], bool] = field(default_factory=dict)
+    halved: int = sys.maxsize
+    halved_at: float = 0.0
 
     def rows_at_most(self, first: torch.Tensor) -> int:
         """Rows of one forward that there is memory for; first: [rows, ...], the first tensor. 1 or more."""
-        return max(1, self.max_elements // first[0].numel())
+        return max(1, self._elements_at_most() // first[0].numel())
+
+    def _elements_at_most(self) -> int:
+        """max_elements; for some time after memory was short, less: so one forward fails in AGAIN_SECONDS."""
+        doublings = min((time.monotonic() - self.halved_at) // AGAIN_SECONDS, 63)
+        return min(self.max_elements, self.halved << int(doublings))
 
     def max_together(self, parts: Sequence[Tensors]) -> int:
         """How many of these, from the first on, one forward may take; all are of one shape."""
@@ -69,9 +79,10 @@ class Forward:
             log.info("rows that memory has room for", work=self.name, row=list(row[0].shape[1:]), rows=fit)
 
     def _halve(self, num_rows: int, first: torch.Tensor) -> None:
-        self.max_elements = min(self.max_elements, num_rows * first[0].numel() // 2)
+        self.halved = min(self._elements_at_most(), num_rows * first[0].numel() // 2)
+        self.halved_at = time.monotonic()
         rows = self.rows_at_most(first)
-        log.warning("smaller forwards from now on", work=self.name, row=list(first.shape[1:]), rows=rows)
+        log.warning("smaller forwards for a while", work=self.name, row=list(first.shape[1:]), rows=rows)
 
     def outcomes(self, parts: Sequence[Tensors]) -> list[Outcome]:
         """Each part's result, or why it has none.

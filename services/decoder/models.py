@@ -34,15 +34,19 @@ class DecoderModels:
 
 
 def load_models(family: Path, settings: DecoderSettings, device: torch.device) -> DecoderModels:
-    """Loads and warms them."""
+    """Loads them."""
     vae = TorchAutoencoder(family, device)
     decode = open_decode(vae, settings.engine, settings.onnx_cache, settings.cpu_threads, settings.triton_url)
     encode = Forward("encode_image", vae.encode, torch_rows(device))
-    side = 8 if device.type == "cpu" else 64  # where it is for the memory of a row, too
-    decode.warm(device, torch.zeros(1, vae.latent_channels, side, side))
-    encode.warm(device, torch.zeros(1, 3, side * vae.vae_scale_factor, side * vae.vae_scale_factor))
     projection = None if settings.watermark else to_message(vae.preview_projection())
     return DecoderModels(vae, decode, encode, weights_digest(family, "vae"), projection)
+
+
+def warm(models: DecoderModels, device: torch.device) -> None:
+    """Runs them once; on the model's thread, so that nobody else's forward counts as memory of a row."""
+    vae, side = models.vae, 8 if device.type == "cpu" else 64
+    models.decode.warm(device, torch.zeros(1, vae.latent_channels, side, side))
+    models.encode.warm(device, torch.zeros(1, 3, side * vae.vae_scale_factor, side * vae.vae_scale_factor))
 
 
 def num_bytes(family: Path, settings: DecoderSettings, device: torch.device) -> int:

@@ -26,7 +26,7 @@ from sfumato.common.tensors import check_finite, from_message, to_message
 from sfumato.common.work import run
 from sfumato.decoder.config import DecoderSettings
 from sfumato.decoder.engine_torch import TorchAutoencoder, to_pixels
-from sfumato.decoder.models import DecoderModels, load_models, num_bytes
+from sfumato.decoder.models import DecoderModels, load_models, num_bytes, warm
 from sfumato.decoder.open_models import open_models
 from sfumato.decoder.watermark import Watermark
 
@@ -52,8 +52,8 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
         self.files = ThreadPoolExecutor(os.cpu_count() or 1, "files")  # read and written beside it
         self.graphs = GraphCount(settings.max_kept_graphs)
         self.watermark = Watermark(settings.watermark) if settings.watermark else None
-        device = device_of(settings.device)
-        source = Source(load_models, num_bytes, device)
+        self.device = device_of(settings.device)
+        source = Source(load_models, num_bytes, self.device, self._warm)
         self.families: Families[DecoderModels] = Families(settings, source)
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -66,6 +66,9 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
             self.executor, setup_device, settings.device, settings.num_threads
         )
         await self.families.load_default()
+
+    async def _warm(self, models: DecoderModels) -> None:
+        await run(self.executor, "warm", warm, models, self.device)
 
     def open_models(self) -> list[Model]:
         own = self.families.own

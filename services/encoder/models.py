@@ -75,7 +75,7 @@ class EncoderModels:
 
 
 def load_models(family: Path, settings: EncoderSettings, device: torch.device) -> EncoderModels:
-    """Loads and warms them."""
+    """Loads them."""
     text_encoder = TextEncoder(family, device)
     use_engine(text_encoder, settings.engine, settings.onnx_cache, settings.cpu_threads, settings.triton_url)
     # Another CLIP that was set is in the place of the service's own family's.
@@ -83,12 +83,17 @@ def load_models(family: Path, settings: EncoderSettings, device: torch.device) -
     source = clip_source(family, given)
     joint = JointEncoder(source, device) if source else None
     noised = NoisedClip(family, device, joint) if (family / "clip_noised").is_dir() else None
+    digest = weights_digest(family, *WEIGHTS, other=given)
+    return EncoderModels(text_encoder, joint, noised, digest, adapters_of(family))
+
+
+def warm(models: EncoderModels, device: torch.device) -> None:
+    """Runs them once; on the model's thread, so that nobody else's forward counts as memory of a row."""
+    text_encoder, joint = models.text_encoder, models.joint_or_none
     text_encoder.forward.warm(device, *text_encoder.tokenize(["warm"]).ids)
     if joint is not None:
         joint.text_forward.warm(device, joint.tokenize(["warm"]))
         joint.image_forward.warm(device, torch.zeros(1, 3, joint.image_size, joint.image_size))
-    digest = weights_digest(family, *WEIGHTS, other=given)
-    return EncoderModels(text_encoder, joint, noised, digest, adapters_of(family))
 
 
 def num_bytes(family: Path, settings: EncoderSettings, device: torch.device) -> int:

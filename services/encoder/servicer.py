@@ -22,7 +22,7 @@ from sfumato.common.work import run
 from sfumato.encoder import guide_messages
 from sfumato.encoder.config import EncoderSettings
 from sfumato.encoder.guide import guide_image, guide_latents
-from sfumato.encoder.models import EncoderModels, load_models, num_bytes
+from sfumato.encoder.models import EncoderModels, load_models, num_bytes, warm
 from sfumato.encoder.open_models import open_models
 from sfumato.encoder.rows import EncoderRows
 
@@ -38,8 +38,8 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         # One model thread: the engine spreads each forward over the cores itself.
         self.executor = ThreadPoolExecutor(1, "clip")
         self.rows = EncoderRows(self.executor, os.cpu_count() or 1)
-        device = device_of(settings.device)
-        source = Source(load_models, num_bytes, device)
+        self.device = device_of(settings.device)
+        source = Source(load_models, num_bytes, self.device, self._warm)
         self.families: Families[EncoderModels] = Families(settings, source)
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -52,6 +52,9 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
             self.executor, setup_device, settings.device, settings.num_threads
         )
         await self.families.load_default()
+
+    async def _warm(self, models: EncoderModels) -> None:
+        await run(self.executor, "warm", warm, models, self.device)
 
     def open_models(self) -> list[Model]:
         own = self.families.own

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from prometheus_client import REGISTRY
 
 from sfumato.common.config import FamiliesSettings
 from sfumato.common.errors import (
@@ -23,6 +24,7 @@ from sfumato.common.errors import (
 )
 from sfumato.common.families import Families, Source
 from sfumato.common.model_memory import ALLOWANCE_BYTES, cgroup_free_bytes, free_bytes, model_bytes
+from sfumato.common.work import run
 from sfumato.decoder.config import DecoderSettings
 from sfumato.decoder.servicer import DecoderServicer
 from sfumato.denoiser.conditioning import Conditioning
@@ -48,7 +50,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def families(folder: Path, load: Callable[[Path], Any], num_bytes: int = 10, limit: int = 0) -> Families[Any]:
     """Of models that the test makes."""
     settings = FamiliesSettings(family=folder / "own", families=folder, model_memory_bytes=limit)
-    return Families(settings, Source(lambda path, *_: load(path), lambda *_: num_bytes, CPU))
+
+    async def warm(_: Any) -> None:
+        pass
+
+    return Families(settings, Source(lambda path, *_: load(path), lambda *_: num_bytes, CPU, warm))
 
 
 async def test_the_event_loop_goes_on_while_one_loads_and_the_old_ones_serve(folder: Path) -> None:
@@ -220,6 +226,27 @@ async def test_the_services_hold_nothing_of_a_family_that_was_unloaded(folder: P
         await servicer.families.unload(OTHER, 2)
     assert [reference() for reference in left] == [None] * len(left)
     for servicer in servicers:
+        await servicer.close()
+
+
+@pytest.mark.parametrize(
+    ("servicer_of", "settings_of"), [(EncoderServicer, EncoderSettings), (DecoderServicer, DecoderSettings)]
+)
+async def test_the_first_forwards_of_a_family_wait_for_those_of_others(
+    folder: Path, servicer_of: Any, settings_of: Any
+) -> None:
+    """Else the memory that they take would be measured as the new family's."""
+    servicer = servicer_of(settings_of(family=folder / "own", families=folder, engine="torch"))
+    await servicer.load()
+    end = threading.Event()
+    other = asyncio.create_task(run(servicer.executor, "other", end.wait, 20))
+    loading = asyncio.create_task(servicer.families.load(OTHER, 1))
+    while not REGISTRY.get_sample_value("sfumato_model_queued", {"work": "warm"}):
+        assert not loading.done()
+        await asyncio.sleep(0.01)
+    end.set()
+    await asyncio.gather(other, loading)
+    with servicer.families.use(OTHER):
         await servicer.close()
 
 

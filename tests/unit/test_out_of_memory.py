@@ -4,12 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from sfumato.common import forwards
+from sfumato.common.forwards import AGAIN_SECONDS, Forward
 from sfumato.common.out_of_memory import is_out_of_memory, rows_within
 
 # In a process of its own: it may take 96 MiB more than it has, of addresses, which the kernel holds it to.
@@ -105,6 +108,46 @@ def test_rows_go_in_halves_and_what_is_too_large_is_refused(engine: str, tmp_pat
             "Ask for a smaller size, or again when less is under way."
         )
     assert found["after"]  # the service goes on
+
+
+def test_forwards_grow_again_when_memory_is_there_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And while it is not, one forward fails each time, whatever the load."""
+    now, room, failed = 1000.0, 4, 0
+    monkeypatch.setattr(forwards, "time", SimpleNamespace(monotonic=lambda: now))
+
+    def run(x: torch.Tensor) -> tuple[torch.Tensor]:
+        nonlocal failed
+        if len(x) > room:
+            failed += 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return (2 * x,)
+
+    forward = Forward("recovering", run, max_rows=64, max_elements=16, batch_invariant=False)
+    rows = torch.arange(32.0).reshape(32, 1)
+
+    def all_rows() -> None:
+        parts = [(row,) for row in rows.split(1)]
+        while parts:
+            count = forward.max_together(parts)
+            for part, outcome in zip(parts, forward.outcomes(parts[:count]), strict=False):
+                assert isinstance(outcome, tuple)
+                assert torch.equal(outcome[0], 2 * part[0])
+            parts = parts[count:]
+
+    all_rows()
+    assert (forward.rows_at_most(rows), failed) == (4, 3)  # 16 at once, and both halves
+    for _ in range(5):
+        now += AGAIN_SECONDS
+        for _ in range(10):
+            all_rows()
+    assert (forward.rows_at_most(rows), failed) == (4, 3 + 5)
+    room = 64
+    now += AGAIN_SECONDS
+    all_rows()
+    assert forward.rows_at_most(rows) == 8
+    now += 1000 * AGAIN_SECONDS
+    all_rows()
+    assert (forward.rows_at_most(rows), failed) == (16, 8)  # no more than there was room for at the start
 
 
 def test_what_is_no_lack_of_memory_is_told_apart() -> None:
