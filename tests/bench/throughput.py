@@ -136,7 +136,8 @@ def shares(stack: Stack, requests: Sequence[Request]) -> dict[str, Any]:
     forwards = seconds("sfumato_model_run_seconds_sum/unet") / 2  # two rows side by side
     ends = sum(seconds(f"sfumato_model_run_seconds_sum/{work}") for work in ("encode_text", "decode"))
     rows = seconds("sfumato_denoiser_rows_total") / seconds("sfumato_denoiser_step_seconds_count")
-    assert rows == 2, f"a step had {rows:.2f} rows: something else used the services"
+    # A canary's step, of one row, may come in between.
+    assert abs(rows - 2) < 0.02, f"a step had {rows:.2f} rows: something else used the services"
     return {
         "repeats": len(requests), "overhead_rule": OVERHEAD_RULE,
         "p50_ms": run.percentile_ms(50), "p95_ms": run.percentile_ms(95),
