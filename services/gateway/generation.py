@@ -16,15 +16,15 @@ from sfumato.gateway.alignment import AttentionControl
 from sfumato.gateway.attention_maps import AttentionWatch, AttentiveDenoiser
 from sfumato.gateway.clip_gradient import ClipServices, DifferentiableDenoiser, Targets, embed_targets
 from sfumato.gateway.conditioning import Conditioning, EncodedTexts, conditioning_of
-from sfumato.gateway.linear_updates import linear_updates
 from sfumato.gateway.masks import latent_mask
 from sfumato.gateway.pace import Pace
 from sfumato.gateway.parameters import FamilyInfo, Parameters
 from sfumato.gateway.prompt_to_prompt import EditingDenoiser
 from sfumato.gateway.row_steps import num_evaluations
+from sfumato.gateway.schedules import Schedule, schedule_of
 from sfumato.gateway.stages import IMAGES, Seconds, stage
 from sfumato.gateway.steering import NoisePred, Steering, mix
-from sfumato.gateway.trajectory import Source, Step, StepRuns, sample, schedule_of
+from sfumato.gateway.trajectory import Source, Step, StepRuns, sample
 
 MAX_RUN_SECONDS = 1.0  # of steps that go together, by the time of one: so much is lost with a denoiser
 FIRST_RUN_STEPS = 2  # where it is not known
@@ -142,19 +142,18 @@ class Generation:
         num_steps = num_evaluations(p, self.family)
         with self.seconds.add_to("encode_text"):
             texts = p.conditioning_texts
-            # On a thread: the first time, LMS integrates its coefficients for a while.
-            schedule = schedule_of(p, self.family.scheduler_config)
-            encoded, _ = await asyncio.gather(
-                self.services.encode_text(texts, p.adapter), asyncio.to_thread(linear_updates, *schedule)
-            )
+            encoded = await self.services.encode_text(texts, p.adapter)
             clip = p.guidance.clip
             gradients = self.services.gradients
             targets = await embed_targets(clip, gradients, p.guidance.noised) if clip else None
         source = await self._source() if p.image else None
+        schedule = await schedule_of(p, self.family.scheduler_config)
         yield Started(num_steps, cut_warnings(texts, encoded, self.family))
         # Bounded, so that a slow reader slows its own request and nothing piles up.
         queue: asyncio.Queue[Event | BaseException | None] = asyncio.Queue(maxsize=64)
-        runs = asyncio.gather(*(self._image(i, encoded, targets, source, queue) for i in range(p.num_images)))
+        runs = asyncio.gather(
+            *(self._image(i, schedule, encoded, targets, source, queue) for i in range(p.num_images))
+        )
         feeder = asyncio.ensure_future(_end(runs, queue))
         try:
             while (event := await queue.get()) is not None:
@@ -183,6 +182,7 @@ class Generation:
     async def _image(
         self,
         index: int,
+        schedule: Schedule,
         encoded: EncodedTexts,
         targets: Targets | None,
         source: Source | None,
@@ -204,7 +204,7 @@ class Generation:
         last: Step | None = None
         digests: list[bytes] = []
         runs = None if watch else StepRuns(self._unseen, functools.partial(mix, p), denoiser.run)
-        steps = sample(p, seed, self.family, source, steering, runs)
+        steps = sample(p, seed, self.family, source, steering, schedule, runs)
         cost = self.row_steps / (p.num_images * num_evaluations(p, self.family))
         end = self._last_moment()
         paced = self.pace.paced(steps, denoiser, pace_key(p, self.family), cost, end, num_steps_of)

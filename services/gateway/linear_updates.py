@@ -5,16 +5,14 @@ from the UNet, and it does the same at every element. So it is run once on unit 
 that it sees, and what comes out has the coefficients.
 """
 
-import functools
 import inspect
-import json
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-from sfumato.gateway.sampling import make_scheduler, set_timesteps, step_options
+from sfumato.gateway.sampling import step_options
 
 LATENTS, PREDICTION, NOISE, STATE = "latents", "prediction", "noise", "state"
 
@@ -48,21 +46,15 @@ class Update:
     sums: tuple[tuple[Key, Terms], ...]
 
 
-def linear_updates(
-    name: str, scheduler_config: dict[str, Any], num_inference_steps: int, strength: float
-) -> tuple[Update, ...] | None:
-    """A sampler's steps, one for each timestep that set_timesteps leaves; None where they are not linear."""
-    return _linear_updates(name, json.dumps(scheduler_config), num_inference_steps, strength)
+def linear_updates(scheduler: Any, timesteps: torch.Tensor) -> tuple[Update, ...] | None:
+    """What each of a scheduler's steps does; None where they are not linear.
 
-
-@functools.lru_cache(maxsize=512)
-def _linear_updates(
-    name: str, scheduler_config: str, num_inference_steps: int, strength: float
-) -> tuple[Update, ...] | None:
-    scheduler = make_scheduler(name, json.loads(scheduler_config))
+    Args:
+        scheduler: with its timesteps set; it is stepped through them.
+        timesteps: those to run, the last of the scheduler's.
+    """
     if not _is_linear(scheduler):
         return None
-    timesteps = set_timesteps(scheduler, num_inference_steps, strength)
     options = step_options(scheduler, torch.Generator())
     units = _Units(4 * len(timesteps))
     updates = []

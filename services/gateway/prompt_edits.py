@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import copy
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field, replace
@@ -18,8 +19,8 @@ from sfumato.gateway.pace import Key, Pace
 from sfumato.gateway.parameters import FamilyInfo
 from sfumato.gateway.prompt_to_prompt import LocalBlend, sample_edit
 from sfumato.gateway.row_steps import EDIT_ROWS, sized
+from sfumato.gateway.schedules import schedule_of
 from sfumato.gateway.stages import IMAGES, Seconds
-from sfumato.gateway.trajectory import prepare
 
 SOURCE, TARGET = 1, 2  # rows of the conditioning, behind the null text
 
@@ -53,7 +54,8 @@ class PromptEdit:
         start = time.perf_counter()
         p = self.parameters
         # An edit's source starts from noise, or from the inverted image: never from part of the way.
-        scheduler, timesteps = prepare(replace(p.source, image=b""), self.family.scheduler_config)
+        schedule = await schedule_of(replace(p.source, image=b""), self.family.scheduler_config)
+        scheduler, timesteps = copy.deepcopy(schedule.scheduler), schedule.timesteps
         with self.seconds.add_to("encode_text"):
             texts = [p.null_text, p.source.prompt, p.target_prompt]
             encoded = await self.services.encode_text(texts, p.source.adapter)

@@ -4,6 +4,7 @@ Follows diffusers' StableDiffusionPipeline, ...Img2ImgPipeline and ...InpaintPip
 one generator per image, so that the same seed gives the same image.
 """
 
+import copy
 import functools
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
@@ -14,17 +15,9 @@ import torch
 from sfumato.common.linear_steps import LinearRun, RunResult, latents_digest
 from sfumato.gateway.guidance import Guided, Point, finite, score_form
 from sfumato.gateway.linear_trajectory import LinearTrajectory, Mix
-from sfumato.gateway.linear_updates import linear_updates
 from sfumato.gateway.parameters import FamilyInfo, Parameters
-from sfumato.gateway.sampling import (
-    ancestral_variance,
-    is_ancestral,
-    make_scheduler,
-    noise_levels,
-    predicted_x0,
-    set_timesteps,
-    step_options,
-)
+from sfumato.gateway.sampling import ancestral_variance, is_ancestral, predicted_x0, step_options
+from sfumato.gateway.schedules import Schedule
 
 # The prediction and the gradient at one evaluation of the trajectory.
 Guide = Callable[[Point], Awaitable[Guided]]
@@ -68,43 +61,31 @@ class Step:
     latents_digests: tuple[bytes, ...]  # after each
 
 
-def prepare(parameters: Parameters, scheduler_config: dict[str, Any]) -> tuple[Any, torch.Tensor]:
-    """A scheduler and the timesteps that it will run."""
-    name, _, num_inference_steps, share = schedule_of(parameters, scheduler_config)
-    scheduler = make_scheduler(name, scheduler_config)
-    return scheduler, set_timesteps(scheduler, num_inference_steps, share)
-
-
-def schedule_of(p: Parameters, scheduler_config: dict[str, Any]) -> tuple[str, dict[str, Any], int, float]:
-    """What decides the steps: sampler, the family's configuration, number of steps, share of them."""
-    return p.scheduler, scheduler_config, p.num_inference_steps, p.sampled_share
-
-
 async def sample(
     parameters: Parameters,
     seed: int,
     family: FamilyInfo,
     source: Source | None,
     guide: Guide,
+    schedule: Schedule,
     runs: StepRuns | None = None,
 ) -> AsyncGenerator[Step]:
     """Runs the trajectory of one image, yielding after each step or run of steps; the last one's latents are
     the image, which is the same whichever steps are in runs.
     """
-    scheduler, timesteps = prepare(parameters, family.scheduler_config)
+    scheduler, timesteps = schedule.scheduler, schedule.timesteps
     generator = torch.Generator().manual_seed(seed)
     factor = family.vae_scale_factor
     shape = (1, family.latent_channels, parameters.height // factor, parameters.width // factor)
     start = Start(scheduler, timesteps, generator, shape, source, family.scaling_factor, parameters.strength)
     mask = source.mask if source is not None else None
-    # With a mask the scheduler itself steps: it is asked for the noise level that it has come to.
-    updates = linear_updates(*schedule_of(parameters, family.scheduler_config)) if mask is None else None
     trajectory: LinearTrajectory | SchedulerTrajectory
-    if updates is None:
+    # With a mask the scheduler itself steps: it is asked for the noise level that it has come to.
+    if schedule.updates is None or mask is not None:
+        scheduler = copy.deepcopy(scheduler)
         trajectory = SchedulerTrajectory(scheduler, timesteps, start.latents, generator)
     else:
-        trajectory = LinearTrajectory(updates, start.latents, generator)
-    levels = noise_levels(scheduler, timesteps)
+        trajectory = LinearTrajectory(schedule.updates, start.latents, generator)
     prediction_type, num_steps = scheduler.config.prediction_type, len(timesteps)
     index = 0
     while index < num_steps:
@@ -116,7 +97,7 @@ async def sample(
             model_input, noise_pred = end.model_input, finite(end.prediction, index)
             digests = end.latents_digests
         else:
-            t, level = float(timesteps[index]), levels[index]
+            t, level = float(timesteps[index]), schedule.noise_levels[index]
             model_input = trajectory.model_input(index)
             guided = await guide(Point(index, num_steps, model_input, t, level, prediction_type))
             noise_pred, gradient = guided.noise_pred, guided.gradient
@@ -126,7 +107,7 @@ async def sample(
             if gradient is not None and is_ancestral(scheduler):
                 trajectory.latents = trajectory.latents + ancestral_variance(scheduler, t) * gradient
             if mask is not None:
-                kept = start.kept(timesteps[index + 1 : index + 2])
+                kept = start.kept(scheduler, timesteps[index + 1 : index + 2])
                 trajectory.latents = (1 - mask) * kept + mask * trajectory.latents
             digests = (latents_digest(trajectory.latents.numpy()),)
         x0 = functools.partial(predicted_x0, scheduler, model_input, noise_pred, float(timesteps[index]))
@@ -172,7 +153,6 @@ class Start:
         def draw() -> torch.Tensor:
             return torch.randn(shape, generator=generator)
 
-        self._scheduler = scheduler
         if source is None:
             self.latents = draw() * scheduler.init_noise_sigma
             return
@@ -185,9 +165,9 @@ class Start:
         else:
             self.latents = scheduler.add_noise(self.image_latents, self.noise, timesteps[:1])
 
-    def kept(self, later: torch.Tensor) -> torch.Tensor:
+    def kept(self, scheduler: Any, later: torch.Tensor) -> torch.Tensor:
         """The image's latents, noised as before the step at timestep `later`, [1]; none: as they are."""
         if not len(later):
             return self.image_latents
-        result: torch.Tensor = self._scheduler.add_noise(self.image_latents, self.noise, later)
+        result: torch.Tensor = scheduler.add_noise(self.image_latents, self.noise, later)
         return result

@@ -16,6 +16,7 @@ from sfumato.gateway.sampling import (
     noise_levels,
     set_timesteps,
 )
+from sfumato.gateway.schedules import schedule_of
 from sfumato.gateway.trajectory import sample
 
 CONFIG: dict[str, Any] = {
@@ -68,7 +69,8 @@ async def test_every_sampler_guided_by_the_exact_gradient_samples_the_posterior(
     async def guide(point: Point) -> Guided:
         return gaussian_world(point)
 
-    steps = [step async for step in sample(p, 1, info, None, guide)]
+    schedule = await schedule_of(p, info.scheduler_config)
+    steps = [step async for step in sample(p, 1, info, None, guide, schedule)]
     assert float(steps[-1].latents.mean()) == pytest.approx(SEEN / (1 + TAU), abs=0.05)
 
 

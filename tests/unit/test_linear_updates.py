@@ -11,7 +11,8 @@ from sfumato.common.linear_steps import LinearRun, RunResult, latents_digest
 from sfumato.denoiser.conditioning import Conditioning
 from sfumato.denoiser.runs import do_run
 from sfumato.gateway.linear_trajectory import LinearTrajectory, Mix
-from sfumato.gateway.linear_updates import Update, linear_updates
+from sfumato.gateway.linear_updates import Update
+from sfumato.gateway.linear_updates import linear_updates as updates_of
 from sfumato.gateway.sampling import SCHEDULERS, make_scheduler, set_timesteps, step_options
 
 CONFIG: dict[str, Any] = {
@@ -46,6 +47,13 @@ class Queue:
 def start(scheduler: Any) -> tuple[torch.Tensor, torch.Generator]:
     generator = torch.Generator().manual_seed(1)
     return torch.randn(SHAPE, generator=generator) * scheduler.init_noise_sigma, generator
+
+
+def linear_updates(
+    name: str, config: dict[str, Any], num_steps: int, strength: float
+) -> tuple[Update, ...] | None:
+    scheduler = make_scheduler(name, config)
+    return updates_of(scheduler, set_timesteps(scheduler, num_steps, strength))
 
 
 def by_diffusers(name: str, config: dict[str, Any], num_steps: int, strength: float) -> torch.Tensor:
