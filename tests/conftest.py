@@ -6,13 +6,17 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from sfumato_client import AsyncClient
-from sfumato_client.stack import Stack, free_port, local_stack
+from sfumato_client.stack import Service, Stack, free_port, local_stack
+from tests import forked
 from tests.secured import Secured, running_secured
 from tests.tiny_family import save_tiny_family
 
 METRICS_PORT = free_port()
+if not torch.cuda.is_available():  # CUDA does not outlive a fork
+    Service.start = forked.start  # type: ignore[method-assign]
 # `sfumato serve` in a test keeps its edits apart from the user's.
 os.environ["SFUMATO_EDITOR_STATE_DIR"] = tempfile.mkdtemp(prefix="sfumato-test-edits-")
 SHIPPED = Path(__file__).parents[1] / "deploy" / "models" / "emoji"
