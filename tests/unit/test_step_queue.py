@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from prometheus_client import REGISTRY
 
 from sfumato.common.forwards import Tensors
 from sfumato.denoiser.conditioning import Conditioning
@@ -40,12 +41,26 @@ def step(queue: StepQueue, unet: Any, value: float, side: int = 8) -> "asyncio.T
     return asyncio.create_task(queue.noise_pred(unet, latents, value, conditioning))
 
 
+async def both_threads(queue: StepQueue, unet: Unet, side: int = 16) -> "list[asyncio.Task[torch.Tensor]]":
+    """Two steps, both in their forwards."""
+    before = len(unet.forwards)
+    busy = [step(queue, unet, float(index), side) for index in range(2)]
+    while len(unet.forwards) < before + 2:
+        await asyncio.sleep(0.001)
+    return busy
+
+
+async def waiting(num_rows: int) -> None:
+    """Returns when so many rows are in the queue or in a forward."""
+    while REGISTRY.get_sample_value("sfumato_model_queued", {"work": "unet"}) != num_rows:
+        await asyncio.sleep(0.001)
+
+
 async def waiting_behind_one(queue: StepQueue, unet: Unet, others: list[tuple[float, int]]) -> list[Any]:
-    """Steps that arrive while the only free thread is at work: their results, the first's first."""
-    busy = [step(queue, unet, float(index), 16) for index in range(2)]  # both threads
-    await asyncio.sleep(0.05)
+    """Steps that arrive while both threads are at work: their results, the first's first."""
+    busy = await both_threads(queue, unet)
     rest = [step(queue, unet, value, side) for value, side in others]
-    await asyncio.sleep(0.05)
+    await waiting(len(busy) + len(rest))
     unet.go_on.set()
     return await asyncio.gather(*busy, *rest, return_exceptions=True)
 
@@ -101,12 +116,11 @@ async def test_a_failure_and_a_cancelled_step_leave_the_queue_at_work() -> None:
     with pytest.raises(ValueError, match="negative"):
         await step(queue, unet, -1.0)
     unet.go_on.clear()
-    busy = [step(queue, unet, 1.0), step(queue, unet, 1.0)]
-    await asyncio.sleep(0.05)
+    busy = await both_threads(queue, unet, 8)
     dropped = step(queue, unet, 9.0)
-    await asyncio.sleep(0.05)
+    await waiting(3)
     dropped.cancel()
-    await asyncio.sleep(0)
+    await waiting(2)
     started = len(unet.forwards)
     unet.go_on.set()
     await asyncio.gather(*busy)
