@@ -3,11 +3,12 @@
     python -m tests.load               # steady, burst, slow readers, clients that vanish: 5 minutes
     python -m tests.load --shapes soak --seconds 1200
 
-Exits 1 where a verdict of the report is no.
+Exits 1 where a verdict of the report is no. Ended by a signal, it leaves no process behind.
 """
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -39,6 +40,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="of each shape")
     parser.add_argument("--output", type=Path, default=Path("out"))
     arguments = parser.parse_args()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory() as folder:
         settings = {**QUEUE, "SFUMATO_EDITOR_STATE_DIR": f"{folder}/edits"}
         with local_stack(

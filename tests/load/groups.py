@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from sfumato_client.stack import free_port
+from sfumato_client.stack import LAUNCH, free_port
 from tests.load.report import Call, Record
 from tests.load.shapes import ENDING_SECONDS, MORE_SECONDS, SHAPES
 
 STARTING_SECONDS = 120.0
-# gevent warns of what it finds in torch, which the package of the tests imports.
-PYTHON = (sys.executable, "-W", "ignore", "-m")
+# They die with this process. gevent warns of what it finds in torch, which the package of the tests imports.
+PYTHON = (sys.executable, "-W", "ignore", "-c", LAUNCH)
 
 
 def calls_of(target: str, name: str, seconds: float, folder: Path) -> list[Call]:

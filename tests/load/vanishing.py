@@ -1,5 +1,6 @@
 """Clients that vanish: processes that are killed in the middle of their streams."""
 
+import select
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from sfumato_client import Client
 
 READ_SECONDS = 1.0  # that one reads before it is killed
+LOOK_SECONDS = 0.1  # how often one whose first step is still to come is looked at
 
 
 @contextmanager
@@ -22,7 +24,9 @@ def vanishing(target: str, count: int) -> Iterator[list[int]]:
             # By its path: it starts in no time, without what the package of the tests imports.
             program = [sys.executable, "-P", __file__, target]
             with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-                if process.stdout and process.stdout.readline():
+                while not (stop.is_set() or select.select([process.stdout], [], [], LOOK_SECONDS)[0]):
+                    pass
+                if not stop.is_set() and process.stdout and process.stdout.readline():
                     stop.wait(READ_SECONDS)
                     killed.append(process.pid)
                 process.kill()
