@@ -57,6 +57,14 @@ def test_a_video_is_taken_apart_painted_on_and_edited(edit_stack: Stack, clip: P
     assert count_frames(out) == 5
     assert (tmp_path / "blue-edit_layer.png").exists()
 
+    words = ["--detach", "--request-id", "later", "-o", out]
+    assert sfumato("paint", folder, tmp_path / "blue.png", *words, target=target).returncode == 0
+    ran = sfumato("operations", "wait", "later", "-o", tmp_path / "later.png", target=target)
+    assert "must end in one of .mp4" in ran.stderr
+    ran = sfumato("operations", "wait", "later", "-o", tmp_path / "later.mp4", target=target)
+    assert ran.returncode == 0, ran.stderr
+    assert count_frames(tmp_path / "later.mp4") == 5
+
     out = tmp_path / "cat.gif"
     edit = ["--iterations", 2, "--set", "num_views=2", "--set", "num_frames=1", "--set", "channels=8"]
     ran = sfumato(

@@ -25,8 +25,8 @@ from sfumato_client.console import (
     own_stack,
     readable_errors,
     security_options,
-    stderr,
 )
+from sfumato_client.messages import say
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 app.callback()(security_options)
@@ -126,4 +126,4 @@ def serve(
         print(stack.ready_line(), flush=True)
         while not stop.wait(0.2):
             pass
-        stderr.print("draining")
+        say("draining")

@@ -7,21 +7,19 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from sfumato_protos.v1 import gateway_pb2
 
 from sfumato_client.client import TIMEOUT_SECONDS, Client
 from sfumato_client.errors import SfumatoError
+from sfumato_client.messages import fail, stderr
 from sfumato_client.requests import GenerateOptions
 from sfumato_client.results import GenerateResult
 from sfumato_client.security import SecurityOptions
 from sfumato_client.stack import Stack, StackError, local_stack
-
-stderr = Console(stderr=True)
 
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
@@ -192,8 +190,3 @@ def readable_errors() -> Iterator[None]:
         fail(f"{error.code.lower().replace('_', ' ')}: {error.message}")
     except (StackError, OSError, ValueError) as error:
         fail(str(error))
-
-
-def fail(message: str) -> NoReturn:
-    stderr.print(f"[red]error[/red]: {message}", highlight=False, markup=True, soft_wrap=True)
-    raise typer.Exit(1)

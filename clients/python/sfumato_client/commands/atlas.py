@@ -19,9 +19,10 @@ from sfumato_client.commands.editing import (
     follow_to_end,
     settings_of,
 )
-from sfumato_client.console import AsJson, FamilyDir, Target, gateway, readable_errors, stderr
+from sfumato_client.console import AsJson, FamilyDir, Target, gateway, readable_errors
 from sfumato_client.edit_requests import artifacts_of
-from sfumato_client.files import write_file
+from sfumato_client.files import check_writable, write_file
+from sfumato_client.messages import say
 
 NAME_FILE = "atlas.json"  # in the folder that `sfumato atlas` writes: whose it is
 
@@ -66,6 +67,8 @@ def atlas(
       sfumato paint car/ car/foreground-painted.png -o painted.mp4
     """
     more = {**({} if iterations is None else {"num_iterations": iterations}), **_checked(settings)}
+    with readable_errors():
+        check_writable(output / NAME_FILE)
     with readable_errors(), gateway(target, family, editor=True, keep=True) as client:
         name = taken_apart(client, video, mask, quick, bool(target), more)
         operation = client.get_operation(name)
@@ -74,8 +77,7 @@ def atlas(
             if artifact.name == "decomposition":  # stays in the editor, where edits find it
                 continue
             if not artifact.data:
-                where = f"{artifact.name} is too large to send; it lies at {artifact.uri}"
-                stderr.print(where, highlight=False)
+                say(f"{artifact.name} is too large to send; it lies at {artifact.uri}")
                 continue
             path = output / f"{artifact.name}{FILE_SUFFIXES[artifact.media_type]}"
             files.append(write_file(path, artifact.data))
@@ -83,7 +85,7 @@ def atlas(
         print(json.dumps({**as_dict(operation), "files": [str(file) for file in files]}))
         return
     for file in files:
-        stderr.print(str(file), highlight=False)
+        say(str(file))
 
 
 def paint(

@@ -17,9 +17,10 @@ from sfumato_client.console import (
     Target,
     gateway,
     readable_errors,
-    stderr,
     with_progress,
 )
+from sfumato_client.files import check_writable
+from sfumato_client.messages import say, warn
 from sfumato_client.requests import AGGREGATIONS, SCHEDULERS, GenerateOptions
 from sfumato_client.results import GeneratedImage
 
@@ -63,6 +64,8 @@ def attention(
         "negative_prompt": negative_prompt,
         "attention_maps": {"aggregation": layers},
     }
+    with readable_errors():
+        check_writable(output)
     with readable_errors(), gateway(target, family, timeout) as client:
         result = with_progress(client, prompt, options)
     image, maps = result.images[0], result.attention[0]
@@ -71,7 +74,7 @@ def attention(
     with readable_errors():
         GeneratedImage(0, image.seed, buffer.getvalue(), image.width, image.height).save(output)
     for warning in result.warnings:
-        stderr.print(f"[yellow]warning[/yellow]: {warning}", highlight=False)
+        warn(warning)
     _report(output, image.seed, maps, as_json)
 
 
@@ -95,6 +98,6 @@ def _report(output: Path, seed: int, maps: WordMaps, as_json: bool) -> None:
         ]
         print(json.dumps({"file": str(output), "seed": seed, "words": words}))
         return
-    stderr.print(f"{output}: seed {seed}", highlight=False)
+    say(f"{output}: seed {seed}")
     for word, (x, y) in zip(maps.words, centres, strict=True):
-        stderr.print(f"  {word}: centre of mass at {x:.0%} of the width, {y:.0%} of the height")
+        say(f"  {word}: centre of mass at {x:.0%} of the width, {y:.0%} of the height")

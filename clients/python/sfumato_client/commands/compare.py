@@ -26,9 +26,10 @@ from sfumato_client.console import (
     Target,
     gateway,
     readable_errors,
-    stderr,
 )
+from sfumato_client.files import check_writable
 from sfumato_client.guidance import GUIDANCE_KINDS, kind_name
+from sfumato_client.messages import say, stderr, warn
 from sfumato_client.requests import SCHEDULERS, GenerateOptions, family_name
 from sfumato_client.results import GeneratedImage
 
@@ -79,6 +80,8 @@ def compare(
         "family": model,
         "num_inference_steps": steps, "scheduler": scheduler, "seed": seed, "num_images": seeds,
     }  # fmt: skip
+    with readable_errors():
+        check_writable(output)
     with readable_errors(), gateway(target, family, timeout) as client:
         kinds = kind or _served(client, model)
         settings = {name: _setting(name, guidance_scale, clip_guidance_scale) for name in kinds}
@@ -91,7 +94,7 @@ def compare(
         print(json.dumps(_as_dict(prompt, output, result)))
         return
     first = next(iter(result.generations.values()))
-    stderr.print(f"{output}: {', '.join(kinds)}; seeds from {first.images[0].seed}", highlight=False)
+    say(f"{output}: {', '.join(settings)}; seeds from {first.images[0].seed}")
 
 
 def _check(output: Path, scheduler: str, kinds: list[str]) -> None:
@@ -115,7 +118,7 @@ def _served(client: Client, model: str) -> list[str]:
     served = {kind_name(value) for value in family.guidance_kinds}
     lacking = [name for name in KINDS if name not in served]
     if lacking:
-        stderr.print(f"[yellow]warning[/yellow]: this family has no {', '.join(lacking)}", highlight=False)
+        warn(f"this family has no {', '.join(lacking)}")
     return [name for name in KINDS if name in served]
 
 

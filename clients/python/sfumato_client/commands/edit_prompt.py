@@ -23,8 +23,9 @@ from sfumato_client.console import (
     Target,
     gateway,
     readable_errors,
-    stderr,
 )
+from sfumato_client.files import check_writable
+from sfumato_client.messages import say, stderr, warn
 from sfumato_client.prompt_edits import KINDS, EditPromptOptions, EditPromptResult
 
 
@@ -110,6 +111,9 @@ def edit_prompt(
         "guidance_scale": guidance_scale,
         "image_format": SUFFIXES[output.suffix.lower()],
     }
+    with readable_errors():
+        for path in filter(None, (output, source_output)):
+            check_writable(path)
     with readable_errors(), gateway(target, family, timeout) as client:
         result = _with_progress(client, prompt, to, options)
         files = [result.images[1].save(output)]
@@ -147,7 +151,7 @@ def _with_progress(
 
 def _report(result: EditPromptResult, files: list[Path], as_json: bool) -> None:
     for warning in result.warnings:
-        stderr.print(f"[yellow]warning[/yellow]: {warning}", highlight=False)
+        warn(warning)
     kind = KINDS[result.parameters.kind - 1]
     seed = result.parameters.seed if result.parameters.HasField("seed") else None
     if as_json:
@@ -156,4 +160,4 @@ def _report(result: EditPromptResult, files: list[Path], as_json: bool) -> None:
         print(json.dumps(answer))
         return
     made = "" if seed is None else f", source of seed {seed}"
-    stderr.print(f"{files[0]}: {kind}{made}", highlight=False)
+    say(f"{files[0]}: {kind}{made}")

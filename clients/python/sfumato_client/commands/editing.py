@@ -13,12 +13,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sfumato_protos.v1 import editor_pb2
 
 from sfumato_client.client import Client
-from sfumato_client.console import SUFFIXES, gateway, stderr
+from sfumato_client.console import SUFFIXES, gateway
 from sfumato_client.edit_requests import Artifact, artifacts_of, metadata_of
-from sfumato_client.files import write_file
+from sfumato_client.files import check_writable, write_file
 from sfumato_client.film import check_clip, check_video, write_clip, write_video
+from sfumato_client.messages import say, stderr
 
 FILE_SUFFIXES = {"image/png": ".png", "video/mp4": ".mp4", "application/vnd.safetensors": ".safetensors"}
+
+VIDEO_METHODS = ("text2live-video", "atlas-render")
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,6 @@ class Run:
     frame_every: int
     detach: bool
     as_json: bool
-
-    @property
-    def is_of_video(self) -> bool:
-        """Whether a video comes of it."""
-        return self.method in ("text2live-video", "atlas-render")
 
 
 @dataclass
@@ -64,16 +62,28 @@ def check_run(run: Run, target: str) -> None:
     Raises:
         ValueError: files that cannot be written, or --detach without a gateway that stays.
     """
-    if not run.is_of_video and run.output.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"the output must end in one of {', '.join(SUFFIXES)}, but is {run.output.name}")
-    if run.is_of_video:
-        check_clip(run.output)
+    check_output(run.method, run.output)
     if run.film is not None:
         check_video(run.film)
+    for path in (run.film, run.frames and run.frames / "0"):
+        if path is not None:
+            check_writable(path)
     if run.detach and not target:
         raise ValueError(
             "--detach needs a gateway that stays: start `sfumato serve`, and give --target HOST:PORT"
         )
+
+
+def check_output(method: str, output: Path) -> None:
+    """
+    Raises:
+        ValueError: not a file of the kind that the method makes. OSError: it cannot be written.
+    """
+    if method in VIDEO_METHODS:
+        check_clip(output)
+    elif output.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"the output must end in one of {', '.join(SUFFIXES)}, but is {output.name}")
+    check_writable(output)
 
 
 def finish_edit(client: Client, run: Run, stays: bool) -> None:
@@ -100,7 +110,7 @@ def follow_to_end(
         followed = follow(client, name, frames, doing)
     except KeyboardInterrupt:
         if stays:
-            stderr.print(f"the edit goes on; `sfumato operations cancel {name}` ends it")
+            say(f"the edit goes on; `sfumato operations cancel {name}` ends it")
         raise
     return client.wait_operation(name), followed
 
@@ -140,7 +150,7 @@ def write_artifacts(artifacts: Sequence[Artifact], output: Path) -> list[Path]:
         suffix = FILE_SUFFIXES[artifact.media_type]
         path = output.with_name(f"{output.stem}-{artifact.name}{suffix}")
         if not artifact.data:
-            stderr.print(f"{artifact.name} is too large to send; it lies at {artifact.uri}", highlight=False)
+            say(f"{artifact.name} is too large to send; it lies at {artifact.uri}")
         elif artifact.name == "image":
             files.append(write_file(output, _as_format(artifact.data, SUFFIXES[output.suffix.lower()])))
         elif artifact.name == "video":
@@ -196,7 +206,7 @@ def _print_detached(operation: operations_pb2.Operation, as_json: bool) -> None:
         print(json.dumps(as_dict(operation)))
         return
     print(operation.name)
-    stderr.print(f"`sfumato operations wait {operation.name} -o FILE` gets the result", highlight=False)
+    say(f"`sfumato operations wait {operation.name} -o FILE` gets the result")
 
 
 def _print_result(
@@ -206,4 +216,4 @@ def _print_result(
         print(json.dumps({**as_dict(operation), "files": [str(file) for file in files], "losses": losses}))
         return
     for file in files:
-        stderr.print(f"{file}: seed {metadata_of(operation).seed}", highlight=False)
+        say(f"{file}: seed {metadata_of(operation).seed}")

@@ -26,11 +26,11 @@ from sfumato_client.console import (
     gateway,
     progress_of,
     readable_errors,
-    stderr,
 )
-from sfumato_client.files import write_file
+from sfumato_client.files import check_writable, write_file
 from sfumato_client.guidance import CLIP_PATHS, GUIDANCE_KINDS
 from sfumato_client.manifest import manifest_of, write_manifest
+from sfumato_client.messages import say, warn
 from sfumato_client.requests import (
     PREVIEW_KINDS,
     SCHEDULERS,
@@ -184,22 +184,24 @@ def generate(
     }
     options.update(_prompts(prompt, prompt_weight or []))
     options.update(_image_prompts(image_prompt or []))
+    paths = _paths(output, num_images)
+    with readable_errors():
+        for path in (*paths, *filter(None, [manifest]), *([frames / "0"] if frames else [])):
+            check_writable(path)
     with readable_errors(), gateway(target, family, timeout) as client:
         request = build_request(prompt, options)
         events = client.events_of(request)
         result = progress_of(_with_frames(events, frames, output.suffix) if frames else events)
+        files = [image.save(paths[image.index]) for image in result.images]
         if manifest is not None:
             write_manifest(manifest, manifest_of(result, request))
-    files = [image.save(path) for image, path in zip(result.images, _paths(output, num_images), strict=True)]
     for warning in result.warnings:
-        stderr.print(f"[yellow]warning[/yellow]: {warning}", highlight=False)
+        warn(warning)
     if as_json:
         print(json.dumps(_as_dict(result, files)))
     else:
         for file, made in zip(files, result.images, strict=True):
-            stderr.print(
-                f"{file}: {made.width}x{made.height}, seed {made.seed}{_reached(made)}", highlight=False
-            )
+            say(f"{file}: {made.width}x{made.height}, seed {made.seed}{_reached(made)}")
 
 
 def _with_frames(

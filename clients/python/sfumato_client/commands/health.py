@@ -6,7 +6,7 @@ import grpc
 import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from sfumato_client.console import fail
+from sfumato_client.messages import fail
 
 
 def health(

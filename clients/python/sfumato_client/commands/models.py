@@ -10,9 +10,11 @@ from typing import Annotated, Any
 import typer
 from google.protobuf.json_format import MessageToDict
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
-from sfumato_client.console import AsJson, FamilyDir, Target, connect, fail, gateway, readable_errors, stderr
+from sfumato_client.console import AsJson, FamilyDir, Target, connect, gateway, readable_errors
+from sfumato_client.messages import blame, fail, print_table, stderr
 
 models_app = typer.Typer(help="List, load and unload the families served; check and import weights.")
 
@@ -47,7 +49,7 @@ def models(
         memory = f"{sum(entry.memory_bytes.values()) / 2**20:,.0f}"
         row = [entry.name, ", ".join(entry.methods), size, largest, str(entry.max_tokens), memory]
         table.add_row(*row, *([", ".join(entry.adapters)] if adapters else []))
-    Console().print(table)
+    print_table(table)
     print(f"memory for families, MiB: {_by_service(response.memory_limit_bytes)}")
     if response.loadable:
         print(f"can be loaded: {', '.join(response.loadable)}")
@@ -70,7 +72,7 @@ def load(
 
     Example: sfumato serve --families families & sfumato models load sd15
     """
-    with readable_errors(), connect(target, timeout) as client, stderr.status(f"loading {name}"):
+    with readable_errors(), connect(target, timeout) as client, stderr.status(f"loading {escape(name)}"):
         family = client.load_family(name)
     print(f"{family.name}: memory, MiB: {_by_service(family.memory_bytes)}")
 
@@ -85,7 +87,7 @@ def unload(
 
     Example: sfumato models unload sd15
     """
-    with readable_errors(), connect(target, timeout) as client, stderr.status(f"unloading {name}"):
+    with readable_errors(), connect(target, timeout) as client, stderr.status(f"unloading {escape(name)}"):
         client.unload_family(name)
 
 
@@ -125,19 +127,19 @@ def _show(report: dict[str, Any]) -> None:
         precision = ", ".join(part["dtypes"])
         wrong = "[red]cannot be used[/red]" if part["error"] else "sound"
         table.add_row(part["name"], f"{part['num_parameters']:,}", size, precision, wrong)
-    console.print(f"{report['family']}: {report['pipeline'] or 'no model_index.json'}, "
+    console.print(f"{escape(report['family'])}: {report['pipeline'] or 'no model_index.json'}, "
                   f"{report['scheduler']}, {report['prediction_type']}")  # fmt: skip
-    console.print(table)
+    print_table(table)
     for request in report["serves"]:
         console.print(f"[green]serves[/green] {request}")
     for request, parts in report["missing"].items():
         console.print(f"[yellow]not[/yellow] {request}: needs {', '.join(parts)}")
     for name in report["changed"]:
         console.print(
-            f"[yellow]changed[/yellow] since it was fetched: {name}", highlight=False, soft_wrap=True
+            f"[yellow]changed[/yellow] since it was fetched: {escape(name)}", highlight=False, soft_wrap=True
         )
     for error in report["errors"]:
-        stderr.print(f"[red]error[/red]: {error}", highlight=False, soft_wrap=True)
+        blame(error)
 
 
 @models_app.command(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sfumato_client.console import stderr
+from sfumato_client.messages import say
 
 SCOPES = ("generate", "edit", "admin")
 
@@ -30,5 +30,5 @@ def new_key(
     entry = {
         "id": key_id, "sha256": hashlib.sha256(key.encode()).hexdigest(), "tenant": tenant, "scopes": scope,
     }  # fmt: skip
-    stderr.print(json.dumps(entry), highlight=False, soft_wrap=True)
+    say(json.dumps(entry))
     print(key)

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 from google.longrunning import operations_pb2
-from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
-from sfumato_client.commands.editing import as_dict, follow, write_artifacts
-from sfumato_client.console import SUFFIXES, AsJson, connect, readable_errors, stderr
-from sfumato_client.edit_requests import artifacts_of
+from sfumato_client.commands.editing import as_dict, check_output, follow, write_artifacts
+from sfumato_client.console import AsJson, connect, readable_errors
+from sfumato_client.edit_requests import artifacts_of, metadata_of
+from sfumato_client.messages import print_table, say
 
 operations_app = typer.Typer(no_args_is_help=True, help="List, follow, cancel and delete edits.")
 
@@ -24,7 +24,10 @@ Gateway = Annotated[
 ]
 Name = Annotated[str, typer.Argument(help="operations/{id}, or just the id.")]
 Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="File for the result: .png, .jpg or .webp.")
+    Path | None,
+    typer.Option(
+        "--output", "-o", help="File for the result: .png, .jpg, .webp; of a video .mp4, .webm, .gif."
+    ),
 ]
 
 
@@ -43,12 +46,13 @@ def list_operations(
     if as_json:
         print(json.dumps(operations))
         return
-    table = Table("operation", "method", "state", "iterations", "created", "error")
+    # Names are for copying.
+    table = Table(Column("operation", no_wrap=True), "method", "state", "iterations", "created", "error")
     for entry in operations:
         iterations = f"{entry['iteration']}/{entry['num_iterations'] or '?'}"
         created, error = entry["create_time"][:19], entry.get("error", "")
         table.add_row(entry["operation"], entry["method"], entry["state"], iterations, created, error)
-    Console().print(table)
+    print_table(table)
 
 
 @operations_app.command("get")
@@ -57,7 +61,9 @@ def get(
 ) -> None:
     """Show an edit as it stands; with -o, write the result of one that has ended."""
     with readable_errors(), connect(target) as client:
-        _show(client.get_operation(_full(name)), output, as_json)
+        operation = client.get_operation(_full(name))
+        _check(operation, output)
+        _show(operation, output, as_json)
 
 
 @operations_app.command("wait")
@@ -73,6 +79,7 @@ def wait(
     Example: sfumato operations wait operations/3f2a -o cat.png
     """
     with readable_errors(), connect(target) as client:
+        _check(client.get_operation(_full(name)), output)
         if timeout is None:
             follow(client, _full(name))
         operation = client.wait_operation(_full(name), timeout)
@@ -100,14 +107,17 @@ def _full(name: str) -> str:
     return name if name.startswith("operations/") else f"operations/{name}"
 
 
+def _check(operation: operations_pb2.Operation, output: Path | None) -> None:
+    if output is not None:
+        check_output(metadata_of(operation).method, output)
+
+
 def _show(operation: operations_pb2.Operation, output: Path | None, as_json: bool) -> None:
     entry = as_dict(operation)
     if output is not None and entry["state"] == "succeeded":
-        if output.suffix.lower() not in SUFFIXES:
-            raise ValueError(f"the output must end in one of {', '.join(SUFFIXES)}, but is {output.name}")
         entry["files"] = [str(file) for file in write_artifacts(artifacts_of(operation), output)]
     if as_json:
         print(json.dumps(entry))
         return
     for key, value in entry.items():
-        stderr.print(f"{key}: {value}", highlight=False)
+        say(f"{key}: {value}")

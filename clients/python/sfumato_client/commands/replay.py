@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from sfumato_client.client import TIMEOUT_SECONDS
-from sfumato_client.console import AsJson, FamilyDir, Target, gateway, progress_of, readable_errors, stderr
+from sfumato_client.console import AsJson, FamilyDir, Target, gateway, progress_of, readable_errors
 from sfumato_client.manifest import compare, manifest_of, read_manifest, request_of
+from sfumato_client.messages import say
 
 
 def replay(
@@ -51,7 +52,7 @@ def replay(
         )
     for part, changed in (("weights of the", found.weights), ("version of", found.versions)):
         for name, (was, now) in changed.items():
-            stderr.print(f"{part} {name}: was {was or 'unknown'}, is {now or 'unknown'}", highlight=False)
+            say(f"{part} {name}: was {was or 'unknown'}, is {now or 'unknown'}")
     for line in found.images or [f"{file}: the same, step for step"]:
-        stderr.print(line, highlight=False)
+        say(line)
     raise typer.Exit(found.exit_code)
