@@ -124,6 +124,20 @@ def test_serve_prints_one_line_restarts_the_dead_and_drains(tiny_family: Path, t
     assert not any(child.is_running() for child in children)
 
 
+@pytest.mark.parametrize(("name", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_start_of_serve(tiny_family: Path, name: signal.Signals, code: int) -> None:
+    command = [*SFUMATO, "serve", "--family", str(tiny_family), "--port", str(free_port())]
+    serve = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert serve.stdout is not None
+    while len(children := psutil.Process(serve.pid).children()) < 5:
+        time.sleep(0.01)
+    serve.send_signal(name)
+    assert serve.stdout.read() == ""  # it never said that it was ready
+    assert serve.wait(40) == code
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+
+
 def generates_again(client: Client) -> bool:
     """Whether an image comes within a minute."""
     end = time.monotonic() + 60

@@ -56,7 +56,7 @@ def main() -> None:
 @app.command()
 def serve(
     family: FamilyDir = None,
-    port: Annotated[int, typer.Option(help="Port of the gateway.")] = 50051,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the gateway; 0: a free one.")] = 50051,
     host: Annotated[str, typer.Option(help="Address of the gateway.")] = "127.0.0.1",
     denoisers: Annotated[int, typer.Option(min=1, help="Denoiser processes.")] = 1,
     families: Annotated[
@@ -109,9 +109,9 @@ def serve(
 
       sfumato serve --family families/sd15 --families families     # and: sfumato models load NAME
     """
+    # Until it is ready there is nothing to drain: a signal ends the start.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     stop = threading.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: stop.set())
     given = {
         "SFUMATO_EDITOR_STATE_DIR": state_dir,
         "SFUMATO_GATEWAY_TLS_CERT": tls_cert,
@@ -122,6 +122,8 @@ def serve(
     settings = {name: str(value) for name, value in given.items() if value is not None}
     started = own_stack(family, port, host, denoisers, log_dir, True, settings, families)
     with readable_errors(), started as stack:
+        for name in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(name, lambda *_: stop.set())
         threading.Thread(target=stack.watch, daemon=True).start()
         print(stack.ready_line(), flush=True)
         while not stop.wait(0.2):

@@ -167,12 +167,15 @@ def local_stack(
         settings: further environment variables of the services.
 
     Raises:
-        StackError: a service died or was not ready in time; the message has the end of its log.
+        StackError: the gateway's address is not to be had, or a service died or was not ready in time; then
+            the message has the end of its log.
     """
     if importlib.util.find_spec("sfumato") is None:
         raise StackError("the services are not installed here: run `make setup`, or give --target HOST:PORT")
     if not (family / "model_index.json").is_file():
         raise StackError(f"{family} is no model family: it has no model_index.json; give --family DIR")
+    if port:
+        _check_address(host, port)
     log_dir.mkdir(parents=True, exist_ok=True)
     if families is not None:
         own = {f"SFUMATO_{name}_FAMILIES": str(families) for name in ("ENCODER", "DECODER", "DENOISER")}
@@ -188,6 +191,15 @@ def local_stack(
         yield stack
     finally:
         stack.stop()
+
+
+def _check_address(host: str, port: int) -> None:
+    """Said now: the gateway would find it out when all services have started."""
+    try:
+        family, *_, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+        socket.create_server(address[:2], family=family).close()
+    except OSError as error:
+        raise StackError(f"the gateway cannot listen on {host}:{port}: {error.strerror}") from error
 
 
 def _configure(
