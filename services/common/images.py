@@ -3,7 +3,7 @@
 import io
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from sfumato.common.errors import InvalidArgument, ResourceExhausted
 
@@ -24,6 +24,10 @@ def open_image(data: bytes, field: str, max_pixels: int) -> Image.Image:
     """
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise InvalidArgument(
+            field, "a PNG, JPEG or WebP file", f"{len(data)} bytes of something else"
+        ) from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InvalidArgument(field, "a PNG, JPEG or WebP file", f"{len(data)} bytes: {error}") from error
     width, height = image.size

@@ -46,5 +46,5 @@ def test_transparency_lies_over_white() -> None:
 def test_other_formats_are_refused() -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (4, 4)).save(buffer, "BMP")
-    with pytest.raises(InvalidArgument):
+    with pytest.raises(InvalidArgument, match=r"but is 102 bytes of something else$"):
         open_image(buffer.getvalue(), "mask", 100)
