@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from typer.testing import CliRunner
 
 from sfumato.gateway.credentials import read_credentials, verify
@@ -22,3 +23,12 @@ def test_an_unknown_scope_is_refused() -> None:
     ran = CliRunner().invoke(app, ["new-key", "ci", "--tenant", "acme", "--scope", "everything"])
     assert ran.exit_code == 2
     assert "generate, edit, admin" in ran.output
+
+
+@pytest.mark.parametrize(
+    ("key_id", "tenant"), [("ci", "ACME"), ("ci", "a b"), ("ci", ""), ("x" * 129, "acme")]
+)
+def test_an_entry_that_the_gateway_would_not_take_is_not_made(key_id: str, tenant: str) -> None:
+    ran = CliRunner().invoke(app, ["new-key", key_id, "--tenant", tenant, "--scope", "edit"])
+    assert ran.exit_code == 2
+    assert "sfu_" not in ran.stdout

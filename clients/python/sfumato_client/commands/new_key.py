@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import secrets
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from sfumato_client.messages import say
 
+TENANT = r"[a-z0-9][a-z0-9-]{0,62}"  # as the gateway takes it
 SCOPES = ("generate", "edit", "admin")
 
 
@@ -26,6 +28,10 @@ def new_key(
     """
     if unknown := set(scope) - set(SCOPES):
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}: one of {', '.join(SCOPES)}")
+    if not re.fullmatch(TENANT, tenant):
+        raise typer.BadParameter(f"{tenant}: must be 1 to 63 of a-z, 0-9 and -", param_hint="--tenant")
+    if not 1 <= len(key_id) <= 128:
+        raise typer.BadParameter("must be 1 to 128 characters", param_hint="ID")
     key = f"sfu_{secrets.token_urlsafe(32)}"
     entry = {
         "id": key_id, "sha256": hashlib.sha256(key.encode()).hexdigest(), "tenant": tenant, "scopes": scope,
