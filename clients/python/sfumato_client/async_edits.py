@@ -10,7 +10,7 @@ from google.longrunning import operations_pb2, operations_pb2_grpc
 from sfumato_protos.v1 import editor_pb2, editor_pb2_grpc
 
 from sfumato_client.edit_requests import Artifact, artifacts_of, build_edit_request
-from sfumato_client.edits import RETRY_SECONDS, WAIT_SECONDS, is_lost, wait_request
+from sfumato_client.edits import RETRY_SECONDS, WAIT_SECONDS, checked_timeout, is_lost, wait_request
 from sfumato_client.errors import from_rpc_error
 
 
@@ -18,7 +18,7 @@ class AsyncEdits:
     """The same, awaited; part of `AsyncClient`."""
 
     def __init__(self, channel: grpc.aio.Channel, timeout: float) -> None:
-        self.timeout = timeout
+        self.timeout = checked_timeout(timeout)
         self._editor: Any = editor_pb2_grpc.EditorServiceStub(channel)
         self._operations: Any = operations_pb2_grpc.OperationsStub(channel)
 

@@ -14,6 +14,7 @@ from sfumato_protos.v1 import editor_pb2
 
 from sfumato_client.errors import SfumatoError, read_details
 from sfumato_client.files import write_file
+from sfumato_client.requests import set_field
 
 COMMON = ("family", "request_id", "image", "mask", "video", "seed", "preview_interval_iterations")
 METHODS = tuple(
@@ -43,7 +44,7 @@ def build_edit_request(method: str, options: dict[str, Any]) -> editor_pb2.EditR
         if value is None:
             continue
         if name in COMMON:
-            setattr(request, name, _bytes(value) if name in ("image", "mask", "video") else value)
+            set_field(request, name, _bytes(value) if name in ("image", "mask", "video") else value)
         else:
             _set(message, method, name, value)
     return request
@@ -61,7 +62,7 @@ def _set(message: Message, method: str, name: str, value: Any) -> None:
         images = [editor_pb2.ImagePrompt(image=_bytes(entry)) for entry in value]
         message.image_prompts.extend(images)  # type: ignore[attr-defined]
     else:
-        setattr(message, name, _scalar(field, value))
+        set_field(message, name, _scalar(field, value))
 
 
 def _scalar(field: Any, value: Any) -> Any:

@@ -1,5 +1,6 @@
 """Edits and their operations: the calls of `Client`."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ class Edits:
     """Calls that block; part of `Client`."""
 
     def __init__(self, channel: grpc.Channel, timeout: float) -> None:
-        self.timeout = timeout
+        self.timeout = checked_timeout(timeout)
         self._editor: Any = editor_pb2_grpc.EditorServiceStub(channel)
         self._operations: Any = operations_pb2_grpc.OperationsStub(channel)
 
@@ -107,6 +108,16 @@ class Edits:
             return method(request, timeout=self.timeout)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
+
+
+def checked_timeout(seconds: float) -> float:
+    """
+    Raises:
+        ValueError: not above 0 and finite: gRPC takes NaN and infinity for a deadline that is over.
+    """
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"timeout must be above 0 and finite, in seconds, but is {seconds}")
+    return seconds
 
 
 def wait_request(name: str, seconds: float) -> operations_pb2.WaitOperationRequest:

@@ -31,23 +31,23 @@ def check_video(path: Path) -> None:
 def write_video(path: Path, frames: Sequence[bytes]) -> Path:
     """Writes encoded pictures of one size as a film; the last is held for a second."""
     pictures = [Image.open(io.BytesIO(frame)).convert("RGB") for frame in frames]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
     shown = [*pictures, *pictures[-1:] * FRAMES_PER_SECOND]
     if path.suffix.lower() == ".gif":
         shown[0].save(
-            path, save_all=True, append_images=shown[1:], duration=1000 // FRAMES_PER_SECOND, loop=0
+            buffer, "GIF", save_all=True, append_images=shown[1:], duration=1000 // FRAMES_PER_SECOND, loop=0
         )
     else:
-        _write_mp4(path, shown)
-    return path
+        _write_mp4(buffer, shown)
+    return write_file(path, buffer.getvalue())
 
 
-def _write_mp4(path: Path, pictures: Sequence[Image.Image]) -> None:
+def _write_mp4(file: io.BytesIO, pictures: Sequence[Image.Image]) -> None:
     import av
 
     # H.264 in 4:2:0, which every player shows, takes even sides only.
     width, height = (max(2, side - side % 2) for side in pictures[0].size)
-    with av.open(str(path), "w") as container:
+    with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options={"crf": "16"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for picture in pictures:

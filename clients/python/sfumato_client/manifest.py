@@ -19,6 +19,7 @@ from sfumato_client.files import write_file
 from sfumato_client.results import GeneratedImage, GenerateResult
 
 FORMAT = 1
+IMAGE_FIELDS = {"index", "seed", "partial", "num_steps", "latents", "sha256"}
 SAME, RESULT_DIFFERS, WEIGHTS_DIFFER, VERSIONS_DIFFER = 0, 3, 4, 5  # exit codes of `sfumato replay`
 
 
@@ -59,12 +60,17 @@ def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
 def read_manifest(path: Path) -> dict[str, Any]:
     """
     Raises:
-        ValueError: it is no manifest. OSError: it cannot be read.
+        ValueError: it is no manifest, or one of no image. OSError: it cannot be read.
     """
     try:
         manifest = json.loads(path.read_bytes())
-        if manifest["sfumato_manifest"] != FORMAT or not isinstance(manifest["images"], list):
+        if manifest["sfumato_manifest"] != FORMAT or not manifest["images"]:
             raise KeyError
+        for part in ("request", "weights", "versions"):
+            dict(manifest[part])
+        for image in manifest["images"]:
+            if not {*image} >= IMAGE_FIELDS or not isinstance(image["latents"], list):
+                raise KeyError
     except (ValueError, TypeError, KeyError):
         raise ValueError(
             f"{path} is no manifest: `sfumato generate ... --manifest FILE` writes one"

@@ -7,7 +7,7 @@ from typing import TypedDict
 
 from sfumato_protos.v1 import decoder_pb2, gateway_pb2
 
-from sfumato_client.requests import ON_DISCONNECT, family_name
+from sfumato_client.requests import ON_DISCONNECT, family_name, set_field
 from sfumato_client.results import GeneratedImage
 
 KINDS: tuple[str, ...] = ("replace", "refine")
@@ -94,5 +94,5 @@ def build_edit_prompt(
         given["image"] = Path(str(given["image"])).read_bytes()
     for name, value in given.items():
         if name not in ("weights", "blend_words"):
-            setattr(request, name, value)
+            set_field(request, name, value)
     return request

@@ -1,5 +1,6 @@
 """A stream of a request with an id goes on after a dropped connection, from the event behind the last."""
 
+import copy
 import time
 
 import grpc
@@ -20,9 +21,10 @@ class Rejoin:
     """Of one request: what to send next, and until when."""
 
     def __init__(self, request: Request, timeout: float) -> None:
-        self.sent = request  # again each time
+        sent = copy.deepcopy(request)  # the caller's own stays as it is
+        self.sent = sent  # again each time
         # What has the id: of a comparison the request that its settings share.
-        self.request = request.request if isinstance(request, gateway_pb2.CompareRequest) else request
+        self.request = sent.request if isinstance(sent, gateway_pb2.CompareRequest) else sent
         self._end = time.monotonic() + timeout
         self._failures = 0
 

@@ -1,8 +1,9 @@
 """Python arguments to a GenerateRequest."""
 
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
+from google.protobuf.message import Message
 from sfumato_protos.v1 import decoder_pb2, gateway_pb2
 
 from sfumato_client.guidance import OPTIONS, GuidanceOptions, build_guidance
@@ -85,8 +86,20 @@ def build_request(prompt: str, options: GenerateOptions) -> gateway_pb2.Generate
         elif name == "attention_maps":
             request.attention_maps.CopyFrom(attention_map_options(options["attention_maps"] or {}))
             continue
-        setattr(request, name, value)
+        set_field(request, name, value)
     return request
+
+
+def set_field(message: Message, name: str, value: Any) -> None:
+    """protobuf's own errors do not name the field.
+
+    Raises:
+        TypeError, ValueError: of another type, or out of the type's range.
+    """
+    try:
+        setattr(message, name, value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from error
 
 
 def family_name(name: str) -> str:
