@@ -1,6 +1,7 @@
 """The manifests, the Dockerfile and the compose file agree with the services and with each other."""
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -227,3 +228,15 @@ def test_with_tls_each_service_has_a_certificate_for_the_name_it_is_called_by(
         files.add(settings.tls_client_ca)
     assert {str(file.parent) for file in files} == {mount["mountPath"]}
     assert {file.name for file in files} == {"tls.crt", "tls.key", "ca.crt"}
+
+
+def test_a_copy_of_the_weights_that_was_cut_short_is_made_good(tmp_path: Path) -> None:
+    """A pod that starts again runs its init container again, over what the first run left."""
+    (component,) = documents("components/weights-copy/models.yaml")
+    (copy,) = component["spec"]["template"]["spec"]["initContainers"]
+    family, copied = tmp_path / "family", tmp_path / "models" / "emoji"
+    for folder, text in ((family, "whole"), (copied, "wh")):
+        folder.mkdir(parents=True)
+        (folder / "weights").write_text(text)
+    subprocess.run([*copy["command"][:-2], str(family), str(copied)], check=True)
+    assert [(path.name, path.read_text()) for path in copied.iterdir()] == [("weights", "whole")]
