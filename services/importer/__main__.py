@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 
-import sfumato.common  # noqa: F401  (before diffusers, for torchvision)
 from sfumato.common.errors import SfumatoError
-from sfumato.importer import hub, parts, single_file
 
+# Each command imports what it needs: --help is there at once.
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=(__doc__ or "").split(": ", 1)[1])
 
 File = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="What was published.")]
@@ -26,6 +25,8 @@ def checkpoint(
 
     Example: sfumato models import checkpoint model.safetensors families/mine --config families/sd15
     """
+    from sfumato.importer import single_file
+
     print(single_file.import_single_file(file, family, config))
 
 
@@ -35,6 +36,8 @@ def vqgan(file: File, family: Family) -> None:
 
     Example: sfumato models import vqgan vqgan_imagenet_f16_16384.ckpt families/mine
     """
+    from sfumato.importer import parts
+
     print(parts.import_vqgan(file, family))
 
 
@@ -48,6 +51,8 @@ def stylegan2(
 
     No code of the file is run. Example: sfumato models import stylegan2 ffhq.pkl families/mine --name faces
     """
+    from sfumato.importer import parts
+
     print(parts.import_stylegan2(file, family, name))
 
 
@@ -57,6 +62,8 @@ def identity(file: File, family: Family) -> None:
 
     Example: sfumato models import identity model_ir_se50.pth families/mine
     """
+    from sfumato.importer import parts
+
     print(parts.import_identity(file, family))
 
 
@@ -70,6 +77,8 @@ def noised_clip(
 
     Example: sfumato models import noised-clip clip_image_enc.pt clip_text_enc.pt families/mine
     """
+    from sfumato.importer import parts
+
     print(parts.import_noised_clip(image, text, family))
 
 
@@ -83,6 +92,8 @@ def fetch(
 
     Example: sfumato models import fetch OWNER/NAME families/mine --revision 0123abc...
     """
+    from sfumato.importer import hub
+
     print(hub.fetch(repository, revision, folder))
 
 
