@@ -13,6 +13,7 @@ SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"lossless": True},
 }
+MAX_SCANS = 500  # of a JPEG: each costs a pass over the image, and may be of a few bytes
 
 
 def open_image(data: bytes, field: str, max_pixels: int) -> Image.Image:
@@ -20,7 +21,7 @@ def open_image(data: bytes, field: str, max_pixels: int) -> Image.Image:
 
     Raises:
         InvalidArgument: not a complete PNG, JPEG or WebP.
-        ResourceExhausted: more than max_pixels.
+        ResourceExhausted: more than max_pixels, or than MAX_SCANS of a JPEG.
     """
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -33,6 +34,8 @@ def open_image(data: bytes, field: str, max_pixels: int) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels:
         raise ResourceExhausted(field, f"at most {max_pixels} pixels", f"{width}x{height}")
+    if image.format == "JPEG" and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+        raise ResourceExhausted(field, f"at most {MAX_SCANS} scans", scans, "Save it as a baseline JPEG.")
     try:
         image.load()
     except (OSError, ValueError, SyntaxError, EOFError) as error:

@@ -38,6 +38,16 @@ def test_an_image_bomb_is_refused_by_its_header() -> None:
         open_image(b"\x89PNG\r\n\x1a\n" + chunk + png()[33:], "image", 2**24)
 
 
+def test_a_jpeg_of_thousands_of_scans_is_refused_before_they_are_read() -> None:
+    buffer = io.BytesIO()
+    Image.new("L", (64, 64), 128).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    assert open_image(data, "image", 10_000).size == (64, 64)
+    scan = data[data.rfind(b"\xff\xc4") : -2]
+    with pytest.raises(ResourceExhausted, match="at most 500 scans"):
+        open_image(data[:-2] + scan * 1000 + data[-2:], "image", 10_000)
+
+
 def test_transparency_lies_over_white() -> None:
     clear = png(4, 4, (10, 20, 30, 0), "RGBA")
     assert open_image(clear, "image", 100).getpixel((1, 1)) == (255, 255, 255)
