@@ -8,6 +8,7 @@ of tensors.
 
 import io
 import pickle
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -74,13 +75,16 @@ def read_tensors(file: Path, member: str = "") -> Tensors:
         read_header(file)
         return dict(load_file(file))
     try:
-        loaded: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        mapped = zipfile.is_zipfile(file)  # torch wrote no ZIP before 1.6: ArcFace's and rosinality's files
+        loaded: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise WeightsError(f"{file} is not read: it holds more than tensors, or is damaged: "
                            f"{str(error).splitlines()[0]}"[:300]) from error  # fmt: skip
     for name in (member, "state_dict"):
         if name and isinstance(loaded, Mapping) and isinstance(loaded.get(name), Mapping):
             loaded = loaded[name]
+    if not isinstance(loaded, Mapping):
+        raise WeightsError(f"{file} holds no tensors by name but a {type(loaded).__name__}")
     return {str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
 
 
@@ -95,7 +99,7 @@ def read_module(file: Path, name: str) -> Tensors:
             loaded = _InertUnpickler(opened).load()
     except Exception as error:  # whatever a damaged pickle makes of the machine
         raise WeightsError(f"{file} is no pickle that can be read: {error}"[:300]) from error
-    if not isinstance(loaded, Mapping) or name not in loaded:
+    if not isinstance(loaded, Mapping) or not isinstance(loaded.get(name), Record):
         raise WeightsError(f"{file} holds no {name}")
     return dict(_tensors(loaded[name], ""))
 
