@@ -1,6 +1,7 @@
 """The artifact store: inputs, checkpoints, frames and results under a file:// or s3:// URL."""
 
 import errno
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from sfumato.common.metrics import count_lookup
 from sfumato.editor.method import Tensors
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+PART = ".part"  # of what is being written, or was when its process died
 
 
 class StoreFull(ResourceExhausted):
@@ -44,12 +46,13 @@ class ArtifactStore:
             if not self.local:  # an object appears when it is complete
                 self.fs.pipe_file(target, data)
                 return
+            part = f"{target}.{uuid.uuid4().hex}{PART}"  # others may write the same file now
             try:
-                self.fs.pipe_file(f"{target}.part", data)
-                self.fs.mv(f"{target}.part", target)
+                self.fs.pipe_file(part, data)
+                self.fs.mv(part, target)
             except OSError:
-                if self.fs.exists(f"{target}.part"):
-                    self.fs.rm_file(f"{target}.part")
+                if self.fs.exists(part):
+                    self.fs.rm_file(part)
                 raise
 
     def read(self, path: str) -> bytes:
@@ -92,7 +95,8 @@ class ArtifactStore:
                 paths = self.fs.ls(f"{self.root}/{folder}".rstrip("/"), detail=False)
         except NotFound:
             return []
-        return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in paths)
+        names = (path.rstrip("/").rsplit("/", 1)[-1] for path in paths)
+        return sorted(name for name in names if not name.endswith(PART))
 
     def delete(self, path: str) -> None:
         """Removes a file or folder; nothing where there is none."""

@@ -2,8 +2,10 @@
 
 import os
 import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,33 @@ def test_a_missing_file_is_named(store: ArtifactStore) -> None:
     with pytest.raises(NotFound, match=r"a/nothing is gone from the artifact store"):
         store.read("a/nothing")
     assert store.names("nowhere") == []
+
+
+def test_two_writers_of_one_file_leave_a_whole_one(tmp_path: Path) -> None:
+    store = ArtifactStore(f"file://{tmp_path}")
+
+    def write(value: int) -> set[int]:
+        sizes = set()
+        for _ in range(40):
+            store.write("_cache/table", bytes([value]) * 2_000_000)
+            sizes.add(len(store.read("_cache/table")))
+        return sizes
+
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(write, (1, 2))) == [{2_000_000}] * 2
+    assert store.names("_cache") == ["table"]
+
+
+def test_what_a_killed_process_was_writing_is_no_file(tmp_path: Path) -> None:
+    store = ArtifactStore(f"file://{tmp_path}")
+    writes = "import os; from sfumato.editor.artifacts import ArtifactStore; "
+    writes += f"store = ArtifactStore('file://{tmp_path}'); store.fs.mv = lambda *_: os._exit(9); "
+    killed = subprocess.run(
+        [sys.executable, "-c", f"{writes}store.write('a/1.safetensors', b'x')"], check=False
+    )
+    assert killed.returncode == 9
+    assert list(tmp_path.glob("a/*"))
+    assert store.names("a") == []
 
 
 def test_tensors_are_computed_once(store: ArtifactStore) -> None:
