@@ -36,11 +36,15 @@ def register(runner: Runner) -> Callable[[dict[str, Any]], dict[str, Any]]:
     @DBOS.workflow(name="edit", max_recovery_attempts=2**31 - 1)
     def workflow(values: dict[str, Any]) -> dict[str, Any]:
         chunk: dict[str, Any] = {"iteration": 0}
+        ended = True
         try:
             while "result" not in chunk and "failure" not in chunk:
                 chunk = iterate(values, chunk["iteration"])
+        except Exception:  # of the database: who takes the edit up goes on from its checkpoint
+            ended = False
+            raise
         finally:
-            runner.forget(Edit.from_json(values))
+            runner.forget(Edit.from_json(values), ended=ended)
         return {name: value for name, value in chunk.items() if name != "progress"}
 
     return workflow
@@ -152,10 +156,11 @@ class Jobs:
         job = self.get(operation)
         if job.state in ENDED:
             return
+        DBOS.cancel_workflow(operation)
         if job.state == "queued":
             count_end(job.edit.method, "cancelled")
-        DBOS.cancel_workflow(operation)
-        self.runner.cancelled.add(operation)
+        else:
+            self.runner.cancelled.add(operation)
 
     def delete(self, operation: str) -> None:
         """Forgets an edit that has ended, and its files.

@@ -133,6 +133,7 @@ class Runner:
         live = self.live.get(edit.id)
         if live is not None and live.state.iteration == iteration:
             return live
+        self.cancelled.discard(edit.id)  # an earlier edit's of this id; the database knows of this one's
         method = method_of(edit.method, self.models.family, self.settings.clip)
         if not iteration:
             QUEUE_SECONDS.observe(max(0.0, time.time() - edit.created_ms / 1000))
@@ -201,16 +202,16 @@ class Runner:
         state = {"iteration": done, "num_iterations": num_iterations, "progress": progress}
         return {**state, "failure": vars(failure)}
 
-    def forget(self, edit: Edit) -> None:
-        """Lets go of an edit that ended, whichever way."""
-        self.live.pop(edit.id, None)
-        self.cancelled.discard(edit.id)
-        if self.stopping.is_set():
-            return
+    def forget(self, edit: Edit, *, ended: bool) -> None:
+        """Lets go of an edit; ended: whichever way, so that nobody goes on with it."""
         try:
-            self.store.delete(f"{edit.id}/checkpoints")
+            if ended and not self.stopping.is_set():
+                self.store.delete(f"{edit.id}/checkpoints")
         except SfumatoError as error:  # the sweep will get them
             log.warning("checkpoints left", operation=edit.id, error=error.message)
+        finally:
+            self.live.pop(edit.id, None)
+            self.cancelled.discard(edit.id)
 
     def stop(self) -> None:
         """Ends after the iteration that runs, with a checkpoint."""

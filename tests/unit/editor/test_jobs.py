@@ -1,6 +1,8 @@
 """Jobs on DBOS and SQLite: submitted once, cancelled, listed, kept for so long and no longer."""
 
+import contextlib
 import os
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -84,6 +86,43 @@ def test_stopping_saves_and_starting_goes_on(start: Make) -> None:
     assert progress == list(range(1, 41))
     image = [jobs.runner.store.read(f"{name}/result/image.png") for name in ("a", "undisturbed")]
     assert image[0] == image[1]
+
+
+def test_half_a_checkpoint_of_a_killed_process_does_not_end_the_edit(start: Make) -> None:
+    jobs = start()
+    jobs.submit(edit_of("a", num_iterations=40, seconds=0.05))
+    wait(jobs, "a", lambda job: job.iteration >= 5)
+    jobs = start()
+    folder = Path(jobs.runner.store.root, "a", "checkpoints")
+    (folder / "0000001.safetensors.part").write_bytes(b"half")
+    assert wait(jobs, "a").state == "succeeded"
+
+
+def test_a_database_that_takes_no_more_keeps_the_edit_for_the_next_start(start: Make, tmp_path: Path) -> None:
+    jobs = start()
+    jobs.submit(edit_of("a", num_iterations=40, seconds=0.05))
+    wait(jobs, "a", lambda job: job.iteration >= 5)
+    with contextlib.closing(sqlite3.connect(tmp_path / "edits.sqlite", isolation_level=None)) as database:
+        full = "BEGIN SELECT RAISE(FAIL, 'database or disk is full'); END"
+        database.execute(f"CREATE TRIGGER steps BEFORE INSERT ON operation_outputs {full}")
+        database.execute(f"CREATE TRIGGER ends BEFORE UPDATE ON workflow_status {full}")
+        wait(jobs, "a", lambda _: jobs.live("a") is None)
+        database.execute("DROP TRIGGER steps")
+        database.execute("DROP TRIGGER ends")
+    jobs = start()
+    assert wait(jobs, "a").state == "succeeded"
+    assert [p.iteration for p in recorded_progress("a", 0)] == list(range(1, 41))
+
+
+def test_an_id_that_was_cancelled_in_the_queue_and_deleted_can_be_used_again(start: Make) -> None:
+    jobs = start()
+    jobs.submit(edit_of("a", num_iterations=10_000, seconds=0.05))
+    jobs.submit(edit_of("b"))
+    jobs.cancel("b")
+    jobs.delete("b")
+    jobs.submit(edit_of("b"))
+    jobs.cancel("a")
+    assert wait(jobs, "b").state == "succeeded"
 
 
 def test_cancelling_frees_the_device_for_the_next(start: Make) -> None:

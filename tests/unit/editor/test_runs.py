@@ -73,7 +73,7 @@ def test_only_the_checkpoints_that_are_needed_are_kept(runner: Runner) -> None:
     for _ in range(5):
         chunk = runner.chunk(edit_of(), chunk["iteration"], never)
     assert runner.store.names("a/checkpoints") == ["0000004.safetensors", "0000005.safetensors"]
-    runner.forget(edit_of())
+    runner.forget(edit_of(), ended=True)
     assert runner.store.names("a/checkpoints") == []
 
 
