@@ -68,6 +68,9 @@ def read_change(file: Path, part: str, unet_config: Any = None) -> Change:
         if pair.keys() != {"A", "B"}:
             raise WeightsError(f"{file}: {part}.{module} has one half of a LoRA pair")
         rank = pair["A"].shape[0]
+        if not rank or pair["B"].shape[1] != rank:
+            shapes = " and ".join(str(list(pair[half].shape)) for half in "AB")
+            raise WeightsError(f"{file}: {part}.{module} has halves of shapes {shapes}, which are of no rank")
         alpha = float(given.get(module, metadata.get(f"{part}.lora_alpha", rank)))
         change[module] = (alpha / rank, pair["B"], pair["A"])
     return change

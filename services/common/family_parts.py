@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sfumato.common.checked_weights import Weights, WeightsError, check_weights
-from sfumato.common.errors import NotFound
+from sfumato.common.errors import NotFound, SfumatoError
 from sfumato.common.family import part_of, read_json
 from sfumato.common.identity import identity_of
 from sfumato.common.noised_clip import noised_clip_of
@@ -59,10 +59,12 @@ def check_part(family: Path, part: str, kind: str = "") -> Weights:
     """
     folder = part_of(family, part)
     try:
-        build = _BUILDERS[kind or part.split("/")[0]](family, part)
-    except (TypeError, KeyError, ValueError) as error:
-        raise WeightsError(f"{folder}: the configuration makes no model: {error}"[:300]) from error
-    return check_weights(folder, build)
+        return check_weights(folder, _BUILDERS[kind or part.split("/")[0]](family, part))
+    except SfumatoError:
+        raise
+    except Exception as error:  # whatever a library makes of a damaged configuration
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise WeightsError(f"{folder}: the configuration makes no model: {reason}"[:300]) from error
 
 
 def _diffusers(name: str) -> Builder:

@@ -28,6 +28,15 @@ TEXT_LAYERS = ("encoder.layers.0.self_attn.q_proj", "encoder.layers.1.mlp.fc1")
 Pairs = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
+@pytest.mark.parametrize("ranks", [(0, 0), (3, 4)])
+def test_halves_that_do_not_fit_each_other_are_refused(tmp_path: Path, ranks: tuple[int, int]) -> None:
+    a, b = torch.zeros(ranks[0], 8), torch.zeros(8, ranks[1])
+    name = f"unet.{UNET_LAYERS[0]}"
+    save_file({f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}, tmp_path / "a.safetensors")
+    with pytest.raises(WeightsError, match="which are of no rank"):
+        read_change(tmp_path / "a.safetensors", "unet")
+
+
 def layer_of(model: Any, name: str) -> torch.Tensor:
     weight: torch.Tensor = model.get_submodule(name).weight
     return weight

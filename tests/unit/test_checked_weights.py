@@ -52,6 +52,12 @@ def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path: Path) -> No
     assert read_weights(tmp_path).shapes == {"a": (2,)}
 
 
+@pytest.mark.parametrize("config", ["{", "[]", '{"block_out_channels": [0, "x"]}'])
+def test_a_damaged_configuration_is_named(family: Path, config: str) -> None:
+    (family / "vae" / "config.json").write_text(config)
+    assert "vae: the configuration makes no model" in refusal(family, "vae")
+
+
 def test_a_file_cut_short_is_named(family: Path) -> None:
     file = family / UNET
     whole = file.read_bytes()
