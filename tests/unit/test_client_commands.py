@@ -1,7 +1,9 @@
 """What the commands say where something is wrong, without any gateway."""
 
 import io
+import os
 import resource
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from sfumato_protos.v1 import gateway_pb2
 from typer.testing import CliRunner
 
 from sfumato_client.cli import app
+from sfumato_client.files import write_file
 from sfumato_client.film import write_video
 from sfumato_client.rejoin import Rejoin
 
@@ -123,3 +126,14 @@ def test_a_request_that_was_read_can_be_sent_again() -> None:
     rejoin = Rejoin(request, 60)
     rejoin.saw(gateway_pb2.GenerateResponse(event_index=4))
     assert (rejoin.sent.resume_from, request.resume_from) == (5, 0)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o022, 0o644)])
+def test_a_file_has_the_rights_that_the_umask_leaves(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        file = write_file(tmp_path / "x.png", b"image")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(file.stat().st_mode) == mode
+    assert list(tmp_path.iterdir()) == [file]

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import secrets
 import tempfile
 from pathlib import Path
 
@@ -22,13 +23,12 @@ def check_writable(path: Path) -> None:
 def write_file(path: Path, data: bytes) -> Path:
     """Writes the file; makes the folder if there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, fresh = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:32]}.")
+    fresh = path.with_name(f".{path.name[:32]}.{secrets.token_hex(8)}")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with fresh.open("xb") as file:  # with the rights that the user's umask leaves
             file.write(data)
-        Path(fresh).chmod(0o644)
-        Path(fresh).replace(path)
+        fresh.replace(path)
     except BaseException:
-        Path(fresh).unlink(missing_ok=True)
+        fresh.unlink(missing_ok=True)
         raise
     return path
