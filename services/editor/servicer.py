@@ -73,6 +73,8 @@ class EditorServicer(editor_pb2_grpc.EditorServiceServicer):
                     log.info(chore.__name__, operations=done)
             except SfumatoError as error:
                 log.warning("chore failed", chore=chore.__name__, error=error.message)
+            except Exception:  # of the database: it may be well again the next time
+                log.exception("chore failed", chore=chore.__name__)
 
     async def GetEditorInfo(
         self, request: editor_pb2.GetEditorInfoRequest, context: Context

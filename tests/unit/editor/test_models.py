@@ -1,5 +1,6 @@
 """The editor's CLIP: the family's clip/, or what SFUMATO_EDITOR_CLIP names, by the encoder's rules."""
 
+import asyncio
 import shutil
 from pathlib import Path
 
@@ -61,3 +62,20 @@ async def test_a_clip_that_cannot_be_had_ends_the_editor_at_its_start(
     assert isinstance(refused.value, WeightsError)
     assert source in refused.value.message
     assert "\n" not in refused.value.message
+
+
+async def test_a_chore_that_fails_in_the_database_is_done_again(tiny_family: Path, tmp_path: Path) -> None:
+    servicer = EditorServicer(EditorSettings(family=tiny_family, state_dir=tmp_path))
+    done = asyncio.Event()
+    calls: list[int] = []
+
+    def chore() -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise OSError("database or disk is full")
+        loop.call_soon_threadsafe(done.set)
+
+    loop = asyncio.get_running_loop()
+    task = asyncio.create_task(servicer._regularly(0.01, chore))
+    await asyncio.wait_for(done.wait(), 5)
+    task.cancel()
