@@ -1,7 +1,7 @@
 """Services that start in a second: forked from a process that has the libraries imported already.
 
-Imports of torch, diffusers and transformers are 7 CPU seconds of a service, and the tests start some two
-hundred. `sfumato` itself starts each service as a new Python; tests/e2e runs it so.
+Imports of torch, diffusers and transformers are 6 to 7 CPU seconds of a service, and a stack has five.
+`sfumato` itself starts each service as a new Python; tests/e2e runs it so.
 """
 
 import ctypes
