@@ -212,8 +212,9 @@ async def test_a_second_gateway_comes_to_the_same_and_its_safety_check_looks_at_
 
             async def run() -> None:
                 request = {**REQUEST, "num_inference_steps": 300}
-                async for _ in second.generate_events("a cat", family="v_prediction", **request):
-                    started.set()
+                async for event in second.generate_events("a cat", family="v_prediction", **request):
+                    if event.HasField("step"):  # it is at a denoiser
+                        started.set()
 
             going = asyncio.create_task(run())
             await started.wait()
