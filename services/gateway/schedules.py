@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sfumato.common.errors import InvalidArgument
 from sfumato.gateway.linear_updates import Update, linear_updates
 from sfumato.gateway.parameters import Parameters
 from sfumato.gateway.sampling import make_scheduler, noise_levels, set_timesteps
@@ -49,5 +50,9 @@ async def schedule_of(p: Parameters, scheduler_config: dict[str, Any]) -> Schedu
 def _make(name: str, scheduler_config: dict[str, Any], num_inference_steps: int, share: float) -> Schedule:
     scheduler = make_scheduler(name, scheduler_config)
     timesteps = set_timesteps(scheduler, num_inference_steps, share)
-    updates = linear_updates(copy.deepcopy(scheduler), timesteps)
+    try:
+        updates = linear_updates(copy.deepcopy(scheduler), timesteps)
+    except (IndexError, AssertionError, ValueError) as error:  # two of its timesteps are one
+        limit = f"a number of steps that {type(scheduler).__name__} takes"
+        raise InvalidArgument("num_inference_steps", limit, num_inference_steps) from error
     return Schedule(scheduler, timesteps, noise_levels(scheduler, timesteps), updates)

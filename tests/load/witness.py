@@ -4,15 +4,15 @@ What it asks for is nearly the whole queue, so that it is refused as soon as oth
 all the same, it leaves at the first event.
 """
 
+import asyncio
 import json
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, aclosing, contextmanager
 
-from sfumato_client import Client, SfumatoError
+from sfumato_client import AsyncClient, SfumatoError
 
 ASK_SECONDS = 0.05  # between a refusal and the next question
 ROOM_SECONDS = 1.0  # and where there was room
@@ -37,33 +37,28 @@ def witnessed(target: str, count: int) -> Iterator[list[Answer]]:
             answers += [tuple(answer) for answer in json.loads(said)]
 
 
-def answer(client: Client) -> Answer:
+async def answer(client: AsyncClient) -> Answer:
     """Of one question."""
     start, code = time.perf_counter(), "OK"
     try:
-        with closing(client.generate_events("a cat", num_inference_steps=NUM_STEPS)) as events:
-            next(events)
+        async with aclosing(client.generate_events("a cat", num_inference_steps=NUM_STEPS)) as events:
+            await anext(events)
     except SfumatoError as error:
         code = error.code
     return round(1000 * (time.perf_counter() - start), 3), code
 
 
-def main() -> None:
+async def main() -> None:
     """Asks until standard input is closed; prints the answers."""
-    ended = threading.Event()
-
-    def wait_for_end() -> None:
-        sys.stdin.read()
-        ended.set()
-
-    threading.Thread(target=wait_for_end, daemon=True).start()
+    ended = asyncio.ensure_future(asyncio.to_thread(sys.stdin.read))
     answers: list[Answer] = []
-    with Client(sys.argv[1]) as client:
-        while not ended.is_set():
-            answers.append(answer(client))
-            ended.wait(ROOM_SECONDS if answers[-1][1] == "OK" else ASK_SECONDS)
+    async with AsyncClient(sys.argv[1]) as client:
+        while not ended.done():
+            answers.append(await answer(client))
+            pause = ROOM_SECONDS if answers[-1][1] == "OK" else ASK_SECONDS
+            await asyncio.wait([ended], timeout=pause)
     print(json.dumps(answers))
 
 
 if __name__ == "__main__":
-    main()
+    asyncio.run(main())

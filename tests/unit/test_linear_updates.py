@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from sfumato.common.errors import InvalidArgument
 from sfumato.common.linear_steps import LinearRun, RunResult, latents_digest
 from sfumato.denoiser.conditioning import Conditioning
 from sfumato.denoiser.runs import do_run
@@ -14,6 +16,7 @@ from sfumato.gateway.linear_trajectory import LinearTrajectory, Mix
 from sfumato.gateway.linear_updates import Update
 from sfumato.gateway.linear_updates import linear_updates as updates_of
 from sfumato.gateway.sampling import SCHEDULERS, make_scheduler, set_timesteps, step_options
+from sfumato.gateway.schedules import schedule_of
 
 CONFIG: dict[str, Any] = {
     "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False,
@@ -138,3 +141,11 @@ async def test_no_more_tensors_are_held_than_later_steps_take(name: str) -> None
 )
 def test_samplers_that_are_not_linear_are_left_to_diffusers(change: dict[str, Any]) -> None:
     assert linear_updates("ddpm", {**CONFIG, **change}, 10, 1.0) is None
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "unipc"])
+async def test_more_steps_than_a_sampler_can_do_are_refused_by_field(name: str) -> None:
+    asked: Any = SimpleNamespace(scheduler=name, num_inference_steps=1000, sampled_share=1.0)
+    with pytest.raises(InvalidArgument) as error:
+        await schedule_of(asked, {**CONFIG, "timestep_spacing": "leading"})
+    assert "num_inference_steps" in error.value.message
