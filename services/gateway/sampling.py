@@ -93,8 +93,7 @@ def set_timesteps(scheduler: Any, num_inference_steps: int, strength: float) -> 
     try:
         scheduler.set_timesteps(num_inference_steps)
     except (ValueError, IndexError, AssertionError) as error:
-        limit = f"a number of steps that {type(scheduler).__name__} takes"
-        raise InvalidArgument("num_inference_steps", limit, num_inference_steps, str(error)[:200]) from error
+        raise not_taken(scheduler, num_inference_steps, error) from error
     last = scheduler.config.num_train_timesteps - 1
     if float(scheduler.timesteps.max()) > last:  # steps_offset pushes the first one over the end
         raise InvalidArgument(
@@ -109,6 +108,12 @@ def set_timesteps(scheduler: Any, num_inference_steps: int, strength: float) -> 
         scheduler.set_begin_index(first)
     timesteps: torch.Tensor = scheduler.timesteps[first:]
     return timesteps
+
+
+def not_taken(scheduler: Any, num_inference_steps: int, error: Exception) -> InvalidArgument:
+    """What a request hears whose number of steps the scheduler fails at."""
+    limit = f"a number of steps that {type(scheduler).__name__} takes"
+    return InvalidArgument("num_inference_steps", limit, num_inference_steps, str(error)[:200])
 
 
 def noise_levels(scheduler: Any, timesteps: torch.Tensor) -> list[float]:

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 
-from sfumato.common.errors import InvalidArgument
 from sfumato.gateway.linear_updates import Update, linear_updates
 from sfumato.gateway.parameters import Parameters
-from sfumato.gateway.sampling import make_scheduler, noise_levels, set_timesteps
+from sfumato.gateway.sampling import make_scheduler, noise_levels, not_taken, set_timesteps
 
 MAX_KEPT = 512
 
@@ -53,6 +52,5 @@ def _make(name: str, scheduler_config: dict[str, Any], num_inference_steps: int,
     try:
         updates = linear_updates(copy.deepcopy(scheduler), timesteps)
     except (IndexError, AssertionError, ValueError) as error:  # two of its timesteps are one
-        limit = f"a number of steps that {type(scheduler).__name__} takes"
-        raise InvalidArgument("num_inference_steps", limit, num_inference_steps) from error
+        raise not_taken(scheduler, num_inference_steps, error) from error
     return Schedule(scheduler, timesteps, noise_levels(scheduler, timesteps), updates)

@@ -17,11 +17,8 @@ from sfumato.gateway.linear_updates import Update
 from sfumato.gateway.linear_updates import linear_updates as updates_of
 from sfumato.gateway.sampling import SCHEDULERS, make_scheduler, set_timesteps, step_options
 from sfumato.gateway.schedules import schedule_of
+from tests.unit.test_guidance import CONFIG
 
-CONFIG: dict[str, Any] = {
-    "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False,
-    "set_alpha_to_one": False, "steps_offset": 1, "num_train_timesteps": 1000, "skip_prk_steps": True,
-}  # fmt: skip
 SHAPE = (1, 4, 8, 8)
 NULL, PROMPT = 0.3, -0.4  # the rows of conditioning of the UNet below
 MIX = Mix((), (-2.0, 3.0))  # guidance_scale 3
