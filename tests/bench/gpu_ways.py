@@ -104,6 +104,7 @@ def environment(device: torch.device, dtype: torch.dtype, batch_invariant: bool)
     found = {
         "SFUMATO_DENOISER_DTYPE": str(dtype).removeprefix("torch."),
         "SFUMATO_DENOISER_BATCH_INVARIANT": str(batch_invariant).lower(),
+        "SFUMATO_GATEWAY_CANARY_SECONDS": "3600",  # none among the forwards that are measured
     }
     for name in ("ENCODER", "DECODER", "DENOISER"):
         found |= {f"SFUMATO_{name}_DEVICE": str(device), f"SFUMATO_{name}_ENGINE": "torch"}

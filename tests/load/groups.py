@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from sfumato_client.stack import LAUNCH, free_port
+from sfumato_client.stack import LAUNCH, free_port, give_way
 from tests.load.report import Call, Record
 from tests.load.shapes import ENDING_SECONDS, MORE_SECONDS, SHAPES
 
@@ -38,9 +38,13 @@ def calls_of(target: str, name: str, seconds: float, folder: Path) -> list[Call]
 
 @contextmanager
 def process(*program: str) -> Iterator[None]:
-    """One that ends by itself after the block; killed where the block fails."""
-    with subprocess.Popen((*PYTHON, *program)) as child:
+    """One that ends by itself after the block; killed where the block fails.
+
+    It stands for other machines, so it takes what the services leave of this one's cores.
+    """
+    with subprocess.Popen((*PYTHON, *program), start_new_session=True) as child:
         try:
+            give_way(child.pid)
             yield
             child.wait(ENDING_SECONDS)
         finally:
