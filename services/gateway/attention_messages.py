@@ -6,7 +6,7 @@ from sfumato_protos.v1 import gateway_pb2
 
 from sfumato.common.tensors import to_message
 from sfumato.gateway.attention_maps import AttentionOptions
-from sfumato.gateway.generation import Attended
+from sfumato.gateway.events import Attended
 
 
 def given_options(message: gateway_pb2.AttentionMapOptions) -> dict[str, Any]:

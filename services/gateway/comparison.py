@@ -10,7 +10,9 @@ import torch
 from sfumato.gateway.alignment import AttentionControl
 from sfumato.gateway.clip_gradient import ClipServices
 from sfumato.gateway.conditioning import Conditioning, EncodedTexts
-from sfumato.gateway.generation import Denoiser, Event, Generation, Services
+from sfumato.gateway.events import Event
+from sfumato.gateway.generation import Generation
+from sfumato.gateway.model_services import Denoiser, Services
 from sfumato.gateway.pace import Pace
 from sfumato.gateway.parameters import FamilyInfo, Parameters
 from sfumato.gateway.row_steps import row_steps

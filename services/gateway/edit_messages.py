@@ -6,7 +6,7 @@ from sfumato_protos.v1 import gateway_pb2
 
 from sfumato.common import calls
 from sfumato.gateway.edit_parameters import EditParameters
-from sfumato.gateway.generation import Finished, Stepped
+from sfumato.gateway.events import Finished, Stepped
 from sfumato.gateway.message_parts import format_value, name_format, timings_message
 from sfumato.gateway.parameters import FamilyInfo
 from sfumato.gateway.prompt_edits import EditEvent, EditStarted
@@ -45,7 +45,7 @@ def edit_response(
         case Stepped(image_index, step, num_steps):
             done = gateway_pb2.StepDone(image_index=image_index, step=step, num_steps=num_steps)
             return gateway_pb2.EditPromptResponse(step=done)
-        case Finished(index, seed, data):
+        case Finished(index, seed, data, step, num_steps):
             image = gateway_pb2.Image(
                 index=index,
                 seed=seed,
@@ -53,6 +53,9 @@ def edit_response(
                 image_format=format_value(p.image_format),
                 width=p.width,
                 height=p.height,
+                partial=step < num_steps,
+                step=step,
+                num_steps=num_steps,
             )
             return gateway_pb2.EditPromptResponse(image=image)
         case Seconds():

@@ -6,7 +6,7 @@ from sfumato_protos.v1 import gateway_pb2
 
 from sfumato.common import calls
 from sfumato.gateway.attention_messages import given_options, maps_message, options_message
-from sfumato.gateway.generation import Attended, Event, Finished, Started, Stepped
+from sfumato.gateway.events import Attended, Event, Finished, Started, Stepped
 from sfumato.gateway.guidance_messages import given_guidance, guidance_message
 from sfumato.gateway.message_parts import format_value, name_format, timings_message
 from sfumato.gateway.parameters import FamilyInfo, Parameters

@@ -4,22 +4,19 @@ import asyncio
 import functools
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Protocol
-
-import torch
 
 from sfumato.common.errors import DeadlineExceeded
-from sfumato.common.linear_steps import MAX_STEPS, LinearRun, RunResult
-from sfumato.gateway.alignment import AttentionControl
-from sfumato.gateway.attention_maps import AttentionWatch, AttentiveDenoiser
-from sfumato.gateway.clip_gradient import ClipServices, DifferentiableDenoiser, Targets, embed_targets
-from sfumato.gateway.conditioning import Conditioning, EncodedTexts, conditioning_of
+from sfumato.common.linear_steps import MAX_STEPS
+from sfumato.gateway.attention_maps import AttentionWatch
+from sfumato.gateway.clip_gradient import Targets, embed_targets
+from sfumato.gateway.conditioning import EncodedTexts, conditioning_of
+from sfumato.gateway.events import Attended, Event, Finished, Started, Stepped
 from sfumato.gateway.masks import latent_mask
+from sfumato.gateway.model_services import Services
 from sfumato.gateway.pace import Pace
 from sfumato.gateway.parameters import FamilyInfo, Parameters
-from sfumato.gateway.prompt_to_prompt import EditingDenoiser
 from sfumato.gateway.row_steps import num_evaluations
 from sfumato.gateway.schedules import Schedule, schedule_of
 from sfumato.gateway.stages import IMAGES, Seconds, stage
@@ -28,98 +25,6 @@ from sfumato.gateway.trajectory import Source, Step, StepRuns, sample
 
 MAX_RUN_SECONDS = 1.0  # of steps that go together, by the time of one: so much is lost with a denoiser
 FIRST_RUN_STEPS = 2  # where it is not known
-
-
-class Denoiser(AttentiveDenoiser, DifferentiableDenoiser, EditingDenoiser, Protocol):
-    """An open trajectory at a denoiser."""
-
-    num_replayed_steps: int
-
-    async def noise_pred(
-        self,
-        step: int,
-        latents: torch.Tensor,
-        timestep: float,
-        *,
-        rows: Sequence[int] = (),
-        keep_graph: bool = False,
-    ) -> torch.Tensor:
-        """[rows, C, h, w] for one latent [1, C, h, w]; rows: of the conditioning, none named: all."""
-
-    async def run(self, step: int, run: LinearRun) -> RunResult:
-        """Steps in a row, from `step` on."""
-
-    async def close(self) -> None:
-        """Frees what the stream holds."""
-
-
-class Services(Protocol):
-    """The model services as a generation sees them."""
-
-    @property
-    def gradients(self) -> ClipServices:
-        """What CLIP guidance asks of encoder and decoder."""
-
-    async def encode_text(self, texts: list[str], adapter: str = "") -> EncodedTexts:
-        """The conditioning of each text, and its words; adapter: a LoRA adapter's name, or none."""
-
-    async def encode_image(self, image: bytes, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and deviation of the image's latents."""
-
-    async def decode(self, latents: torch.Tensor, image_format: str) -> bytes:
-        """The encoded image."""
-
-    async def preview(self, latents: torch.Tensor, projection: torch.Tensor, image_format: str) -> bytes:
-        """About the same, by the family's projection alone."""
-
-    def open_trajectory(
-        self, conditioning: Conditioning, control: AttentionControl | None = None
-    ) -> Denoiser:
-        """A stream for one trajectory; control: for an edit's."""
-
-
-@dataclass(frozen=True)
-class Started:
-    """The request is accepted: so many steps an image, and what the user should know."""
-
-    num_steps: int
-    warnings: list[str]
-
-
-@dataclass(frozen=True)
-class Stepped:
-    """A step of an image is done; preview is an encoded image or empty."""
-
-    image_index: int
-    step: int
-    num_steps: int
-    preview: bytes = b""
-
-
-@dataclass(frozen=True)
-class Attended:
-    """The attention maps [words, h, w] of an image over the steps done so far."""
-
-    image_index: int
-    step: int
-    num_steps: int
-    words: list[str]
-    maps: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Finished:
-    """An image is done; partial where `step` is below `num_steps`: the x0 that its last step predicted."""
-
-    image_index: int
-    seed: int
-    data: bytes
-    step: int = 0
-    num_steps: int = 0
-    latents_digests: tuple[bytes, ...] = ()  # after each step
-
-
-Event = Started | Stepped | Attended | Finished | Seconds
 
 
 @dataclass
@@ -206,7 +111,7 @@ class Generation:
         runs = None if watch else StepRuns(self._unseen, functools.partial(mix, p), denoiser.run)
         steps = sample(p, seed, self.family, source, steering, schedule, runs)
         cost = self.row_steps / (p.num_images * num_evaluations(p, self.family))
-        end = self._last_moment()
+        end = self.pace.last_moment(self.deadline, p.num_images)
         paced = self.pace.paced(steps, denoiser, pace_key(p, self.family), cost, end, num_steps_of)
         try:
             with self.seconds.add_to("denoise"):
@@ -249,13 +154,6 @@ class Generation:
         seconds = self.pace.step_seconds(pace_key(p, self.family))
         allowed = max(1, int(MAX_RUN_SECONDS / seconds)) if seconds else FIRST_RUN_STEPS
         return min(next_shown, allowed, MAX_STEPS, num_steps - index)
-
-    def _last_moment(self) -> float:
-        """When sampling has to stop, by time.monotonic."""
-        if math.isinf(self.deadline):
-            return math.inf
-        left = self.deadline - time.monotonic()
-        return self.deadline - self.pace.reserve_seconds(self.parameters.num_images, left)
 
     async def _preview(self, step: Step) -> bytes:
         x0, image_format = step.predicted_x0(), self.parameters.image_format

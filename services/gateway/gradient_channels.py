@@ -13,9 +13,9 @@ from sfumato.common.images import open_image
 from sfumato.common.tensors import from_message, to_message
 from sfumato.gateway.clip_gradient import Targets
 from sfumato.gateway.config import GatewaySettings
-from sfumato.gateway.denoisers import RETRY_SECONDS
 from sfumato.gateway.failures import calling, is_lost
 from sfumato.gateway.guidance_options import ClipOptions
+from sfumato.gateway.replica_stream import RETRY_SECONDS
 
 
 class DecoderStream:

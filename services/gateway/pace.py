@@ -26,7 +26,9 @@ MAX_KEYS = 1000
 class Replaying(Protocol):
     """A trajectory's stream: how many of its steps were run again."""
 
-    num_replayed_steps: int
+    @property
+    def num_replayed_steps(self) -> int:
+        """So far."""
 
 
 class Lowest:
@@ -78,6 +80,13 @@ class Pace:
             if passed < 2 * RATE_SECONDS:  # else there were pauses
                 self._seconds_per_row_step.add(passed / self._counted)
             self._counted, self._since = 0.0, self._clock()
+
+    def last_moment(self, deadline: float, num_images: int) -> float:
+        """When sampling has to stop, for so many images to be decoded and sent by `deadline`; both by the
+        clock, infinity: never."""
+        if math.isinf(deadline):
+            return math.inf
+        return deadline - self.reserve_seconds(num_images, deadline - self._clock())
 
     async def paced(
         self,
@@ -144,7 +153,7 @@ class Pace:
             raise DeadlineExceeded(
                 f"the deadline leaves {left:.2g} s, but this takes an estimated {estimate:.2g} s: "
                 f"{wait:.2g} s of waiting, {steps}, {decode:.2g} s of decoding. "
-                f"Give more time, take fewer steps, or set allow_partial where the request has it",
+                f"Give more time, take fewer steps, or set allow_partial",
                 field="deadline", limit=f"at least {estimate:.2g} s", value=f"{left:.2g} s",
             )  # fmt: skip
 

@@ -45,14 +45,22 @@ class EditSchedule:
     self_replace: float  # share of the steps, 0 to 1; the paper's 0.4
 
 
+@dataclass(frozen=True)
+class EditStep:
+    """What one step left of the source and the target: latents and the x0 that it predicts, [2, C, h, w]."""
+
+    latents: torch.Tensor
+    predicted_x0: torch.Tensor
+
+
 async def sample_edit(
     schedule: EditSchedule,
     scheduler: Any,
     latents: torch.Tensor,
     denoiser: EditingDenoiser,
     blend: "LocalBlend | None",
-) -> AsyncGenerator[torch.Tensor]:
-    """Yields [2, C, h, w] after each step: the source's latents and the target's.
+) -> AsyncGenerator[EditStep]:
+    """Yields the source and the target after each step.
 
     Args:
         schedule: guidance, and in which steps attention is injected.
@@ -73,12 +81,13 @@ async def sample_edit(
             blend is not None,
         )
         noise_pred = rows[2:] if schedule.guidance_scale <= 1 else guided(rows, schedule.guidance_scale)
-        both = scheduler.step(finite(noise_pred, index), timestep, both, eta=0.0, return_dict=False)[0]
+        stepped = scheduler.step(finite(noise_pred, index), timestep, both, eta=0.0)
+        both, x0 = stepped.prev_sample, stepped.pred_original_sample
         if blend is not None:
             blend.see(maps)
             if index >= BLEND_START * num_steps:
-                both = blend.keep_source(both)
-        yield both
+                both, x0 = blend.keep_source(both), blend.keep_source(x0)
+        yield EditStep(both, x0)
 
 
 def guided(rows: torch.Tensor, guidance_scale: float) -> torch.Tensor:

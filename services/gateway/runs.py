@@ -134,7 +134,8 @@ class Runs:
             cost, held = edit_row_steps(parameters, family), input_bytes(parameters.source)
             demand = self._demand(request, cost, 2, held, deadline)
             async with self._place(request, demand, edit_runs(parameters, family)):
-                edit = PromptEdit(parameters, family, served.services, self.pace)
+                end = deadline if request.allow_partial else math.inf
+                edit = PromptEdit(parameters, family, served.services, self.pace, end)
                 async for event in edit.events():
                     yield edit_response(event, parameters, family)
 
@@ -184,9 +185,8 @@ class Runs:
     def _check_deadline(
         self, handling: Handling, demand: Demand, steps: Sequence[tuple[Key, int]], row_steps_before: float
     ) -> None:
-        takes_less = isinstance(handling, gateway_pb2.GenerateRequest) and handling.allow_partial
         goes_on = handling.on_disconnect == gateway_pb2.ON_DISCONNECT_CONTINUE
-        if math.isfinite(demand.deadline) and not takes_less and not goes_on:
+        if math.isfinite(demand.deadline) and not handling.allow_partial and not goes_on:
             self.pace.check(steps, row_steps_before, demand.deadline - time.monotonic())
 
 

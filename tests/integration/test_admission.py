@@ -1,12 +1,15 @@
 """Requests that find no place, or no time: they wait, hear at once why not, or get what there is."""
 
 import asyncio
+import io
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from sfumato_client import AsyncClient, SfumatoError
 from sfumato_client.stack import Stack, is_serving, local_stack
@@ -177,6 +180,39 @@ async def test_at_the_deadline_the_predicted_image_comes_if_it_is_asked_for(
             assert event.step.preview == image.data
             break
     await events.aclose()  # type: ignore[attr-defined]
+
+
+async def test_a_prompt_edit_gives_both_images_as_far_as_they_came(tiny_stack: Stack) -> None:
+    options: Any = {"num_inference_steps": 900, "seed": 5}
+    async with AsyncClient(tiny_stack.target, timeout=3.0) as hasty:
+        result = await hasty.edit_prompt("a cat", "a dog", allow_partial=True, **options)
+    source, target = result.images
+    for image in result.images:
+        assert image.partial
+        assert image.num_steps == 900
+        assert 1 <= image.step < 900
+    assert (source.index, target.index, source.step) == (0, 1, target.step)
+    assert source.data != target.data
+    # The source is what a generation is at that step.
+    options |= {"scheduler": "ddim", "guidance_scale": 5.0}
+    options |= {"preview_interval_steps": source.step, "preview_kind": "decoded"}
+    async with AsyncClient(tiny_stack.target, timeout=120) as client:
+        events = client.generate_events("a cat", **options)
+        preview = await anext(event.step.preview async for event in events if event.step.preview)
+        await events.aclose()  # type: ignore[attr-defined]
+    found, made = (np.asarray(Image.open(io.BytesIO(data)), np.int16) for data in (source.data, preview))
+    assert np.abs(found - made).max() <= 1
+
+
+async def test_an_edit_whose_image_is_not_inverted_in_time_has_nothing_to_show(tiny_stack: Stack) -> None:
+    async with AsyncClient(tiny_stack.target, timeout=120) as client:
+        image = (await client.generate("a cat", num_inference_steps=2, seed=5)).images[0].data
+    async with AsyncClient(tiny_stack.target, timeout=2.0) as hasty:
+        with pytest.raises(SfumatoError, match="no time for the first step of the edit") as error:
+            await hasty.edit_prompt(
+                "a cat", "a dog", image=image, num_inference_steps=900, allow_partial=True
+            )
+    assert error.value.code == "DEADLINE_EXCEEDED"
 
 
 async def test_a_request_that_ends_in_time_is_whole_also_with_partial_allowed(

@@ -55,8 +55,8 @@ class Family:
         blend = options.pop("blend", None)
         schedule = EditSchedule(3.0, options.pop("cross", 0.8), options.pop("own", 0.4))
         denoiser = InProcess(self, embeds, Control(control.mapper, control.inject, control.weights))
-        async for both in sample_edit(schedule, self.scheduler(), self.latents(), denoiser, blend):
-            result = both
+        async for step in sample_edit(schedule, self.scheduler(), self.latents(), denoiser, blend):
+            result = step.latents
         return result
 
 

@@ -32,6 +32,7 @@ class EditPromptOptions(TypedDict, total=False):
     image_format: str
     request_id: str
     priority: int
+    allow_partial: bool
     on_disconnect: str
     keep_seconds: float | None
     progress_interval_steps: int
@@ -60,7 +61,9 @@ class EditPromptResult:
                 i = event.image
                 # A request that began anew sends its images again.
                 self.images = [image for image in self.images if image.index != i.index]
-                self.images.append(GeneratedImage(i.index, i.seed, i.data, i.width, i.height))
+                self.images.append(
+                    GeneratedImage(i.index, i.seed, i.data, i.width, i.height, i.partial, i.step, i.num_steps)
+                )
                 self.images.sort(key=lambda image: image.index)
             case "done":
                 self.timings = event.done.timings

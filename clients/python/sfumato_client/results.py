@@ -28,6 +28,11 @@ class GeneratedImage:
         return write_file(Path(path), self.data)
 
 
+def reached(image: GeneratedImage) -> str:
+    """How far a partial image came, for people; nothing of a whole one."""
+    return f", partial: step {image.step} of {image.num_steps}" if image.partial else ""
+
+
 @dataclass
 class GenerateResult:
     """What a generation gave."""

@@ -11,8 +11,10 @@ from sfumato_client.client import TIMEOUT_SECONDS, Client
 from sfumato_client.commands.request_life import (
     KeepSeconds,
     OnDisconnect,
+    Partial,
     Priority,
     RequestId,
+    Timeout,
     checked_on_disconnect,
 )
 from sfumato_client.console import (
@@ -27,6 +29,7 @@ from sfumato_client.console import (
 from sfumato_client.files import check_writable
 from sfumato_client.messages import say, stderr, warn
 from sfumato_client.prompt_edits import KINDS, EditPromptOptions, EditPromptResult
+from sfumato_client.results import reached
 
 
 def edit_prompt(
@@ -72,7 +75,8 @@ def edit_prompt(
     target: Target = "",
     family: FamilyDir = None,
     model: Model = "",
-    timeout: Annotated[float, typer.Option(help="Deadline in seconds.")] = TIMEOUT_SECONDS,
+    timeout: Timeout = TIMEOUT_SECONDS,
+    partial: Partial = False,
     as_json: AsJson = False,
 ) -> None:
     """Change an image by words alone (prompt-to-prompt): what the words share stays where it is.
@@ -99,6 +103,7 @@ def edit_prompt(
         "on_disconnect": checked_on_disconnect(on_disconnect, request_id),
         "keep_seconds": keep_seconds,
         "priority": priority,
+        "allow_partial": partial,
         "family": model,
         "image": image,
         "weights": dict(map(_weight, reweight or [])),
@@ -156,8 +161,9 @@ def _report(result: EditPromptResult, files: list[Path], as_json: bool) -> None:
     seed = result.parameters.seed if result.parameters.HasField("seed") else None
     if as_json:
         answer = {"files": [str(file) for file in files], "kind": kind, "seed": seed,
+                  "partial": result.images[1].partial, "steps": result.images[1].step,
                   "request_id": result.request_id, "warnings": result.warnings}  # fmt: skip
         print(json.dumps(answer))
         return
     made = "" if seed is None else f", source of seed {seed}"
-    say(f"{files[0]}: {kind}{made}")
+    say(f"{files[0]}: {kind}{made}{reached(result.images[1])}")

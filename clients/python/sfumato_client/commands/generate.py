@@ -13,8 +13,10 @@ from sfumato_client.client import TIMEOUT_SECONDS
 from sfumato_client.commands.request_life import (
     KeepSeconds,
     OnDisconnect,
+    Partial,
     Priority,
     RequestId,
+    Timeout,
     checked_on_disconnect,
 )
 from sfumato_client.console import (
@@ -37,7 +39,7 @@ from sfumato_client.requests import (
     GenerateOptions,
     build_request,
 )
-from sfumato_client.results import GeneratedImage, GenerateResult
+from sfumato_client.results import GenerateResult, reached
 
 
 def generate(
@@ -109,12 +111,8 @@ def generate(
     target: Target = "",
     family: FamilyDir = None,
     model: Model = "",
-    timeout: Annotated[
-        float, typer.Option("--timeout", "--deadline", help="Deadline in seconds.")
-    ] = TIMEOUT_SECONDS,
-    partial: Annotated[
-        bool, typer.Option("--partial", help="Where the deadline comes first, take the image so far.")
-    ] = False,
+    timeout: Timeout = TIMEOUT_SECONDS,
+    partial: Partial = False,
     priority: Priority = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -201,7 +199,7 @@ def generate(
         print(json.dumps(_as_dict(result, files)))
     else:
         for file, made in zip(files, result.images, strict=True):
-            say(f"{file}: {made.width}x{made.height}, seed {made.seed}{_reached(made)}")
+            say(f"{file}: {made.width}x{made.height}, seed {made.seed}{reached(made)}")
 
 
 def _with_frames(
@@ -212,11 +210,6 @@ def _with_frames(
         if event.step.preview:
             write_file(folder / f"{event.step.image_index}-{event.step.step:04d}{suffix}", event.step.preview)
         yield event
-
-
-def _reached(image: GeneratedImage) -> str:
-    """How far a partial image came."""
-    return f", partial: step {image.step} of {image.num_steps}" if image.partial else ""
 
 
 def _paths(output: Path, count: int) -> list[Path]:

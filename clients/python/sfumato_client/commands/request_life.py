@@ -1,4 +1,4 @@
-"""The commands' options for the life of a request: its id, and what holds when nobody reads."""
+"""The commands' options for the life of a request: its id, its deadline, what holds when nobody reads."""
 
 from typing import Annotated
 
@@ -14,6 +14,10 @@ OnDisconnect = Annotated[
 ]
 KeepSeconds = Annotated[
     float | None, typer.Option(help="With an id: how long it goes on unread, and is kept. Default: 300.")
+]
+Timeout = Annotated[float, typer.Option("--timeout", "--deadline", help="Deadline in seconds.")]
+Partial = Annotated[
+    bool, typer.Option("--partial", help="Where the deadline comes first, take the image so far.")
 ]
 Priority = Annotated[int, typer.Option(help="Among your waiting requests, 0 to 9; larger first.")]
 

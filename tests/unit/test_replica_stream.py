@@ -4,11 +4,9 @@ import asyncio
 from typing import Any
 
 import pytest
-import torch
 from sfumato_protos.v1 import denoiser_pb2
 
-from sfumato.gateway.conditioning import Conditioning
-from sfumato.gateway.denoisers import DenoiserStream
+from sfumato.gateway.replica_stream import ReplicaStream
 
 
 @pytest.mark.parametrize("turns", range(4))
@@ -16,7 +14,7 @@ async def test_a_request_that_is_cancelled_as_an_answer_comes_does_not_go_on(
     monkeypatch: pytest.MonkeyPatch, turns: int
 ) -> None:
     """turns: of the loop between answer and cancellation. One that goes on waits for ever for a reader."""
-    stream: Any = DenoiserStream(None, Conditioning(torch.zeros(1, 2, 3)), 30.0, 30.0)  # type: ignore[arg-type]
+    stream: Any = ReplicaStream(None, denoiser_pb2.OpenTrajectory(), 30.0, 30.0)  # type: ignore[arg-type]
     answers: list[asyncio.Future[denoiser_pb2.DenoiseResponse]] = []
 
     async def exchange(request: denoiser_pb2.DenoiseRequest) -> denoiser_pb2.DenoiseResponse:
@@ -27,7 +25,7 @@ async def test_a_request_that_is_cancelled_as_an_answer_comes_does_not_go_on(
 
     async def image() -> None:
         while True:
-            await stream._answer(denoiser_pb2.DenoiseRequest())
+            await stream.answer(denoiser_pb2.DenoiseRequest())
 
     running = asyncio.create_task(image())
     await asyncio.sleep(0.01)
