@@ -84,7 +84,9 @@ class TinyModels:
         """By its folder's name."""
         return self.generators[name]
 
-    def cached(self, name: str, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    def cached(
+        self, name: str, parts: tuple[str, ...], compute: Callable[[], dict[str, torch.Tensor]]
+    ) -> dict[str, torch.Tensor]:
         """Computed once, then remembered."""
         if name not in self.cache:
             self.cache[name] = compute()

@@ -51,17 +51,26 @@ def deviations(stylegan: Any, device: torch.device) -> list[torch.Tensor]:
     return [style.std(0) for style in stylegan.styles(stylegan.spread(stylegan.mapping(z)))]
 
 
+def parts_of(name: str) -> tuple[str, ...]:
+    """The parts of a family whose weights the tables are made from."""
+    return "clip", f"stylegan2/{name}"
+
+
 def chunk_relevance(models: Models, clip: Clip, name: str, chunk: Chunk, num_images: int) -> torch.Tensor:
-    """dS [last - first, embedding] of a chunk, cached under the generator's name."""
+    """dS [last - first, embedding] of a chunk, cached for the generator's and CLIP's weights."""
     key = f"relevance-{name}-{num_images}-{chunk.style}-{chunk.first}"
-    table = models.cached(key, lambda: {"relevance": _relevance(models, clip, name, chunk, num_images)})
+    table = models.cached(
+        key, parts_of(name), lambda: {"relevance": _relevance(models, clip, name, chunk, num_images)}
+    )
     return table["relevance"].to(models.device)
 
 
 def mean_embedding(models: Models, clip: Clip, name: str, num_images: int) -> torch.Tensor:
     """The unit mean [embedding] of what the generator makes, truncated as an edit's start; cached."""
     key = f"mean-embedding-{name}-{num_images}"
-    table = models.cached(key, lambda: {"mean_embedding": _mean_embedding(models, clip, name, num_images)})
+    table = models.cached(
+        key, parts_of(name), lambda: {"mean_embedding": _mean_embedding(models, clip, name, num_images)}
+    )
     return table["mean_embedding"].to(models.device)
 
 

@@ -1,17 +1,11 @@
-"""Edits as durable jobs: DBOS workflows on SQLite or PostgreSQL, one step per chunk of iterations.
-
-A workflow that its process did not finish goes on, when a process of the same executor id starts, behind the
-last step that the database has; its checkpoint was in the artifact store before the step was recorded.
-"""
+"""Edits as durable jobs: DBOS workflows (workflow.py) on SQLite or PostgreSQL."""
 
 import dataclasses
 import fcntl
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
 
-from dbos import DBOS, DBOSPortableJSONSerializer, SetWorkflowID
+from dbos import DBOS, SetWorkflowID
 
 from sfumato.common.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 from sfumato.editor.config import EditorSettings
@@ -19,41 +13,7 @@ from sfumato.editor.edits import KEY, Edit, id_of
 from sfumato.editor.measures import OPEN, count_end
 from sfumato.editor.records import ENDED, STATES, Job, job_of
 from sfumato.editor.runs import Live, Runner
-
-QUEUE = "edits"
-POLL_SECONDS = 0.2
-VERSION = "1"  # of the workflow below: raise it when its steps change, and old edits are no longer taken up
-
-
-def register(runner: Runner) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Tells DBOS the workflow; returns it."""
-
-    @DBOS.step(name="iterate")
-    def iterate(values: dict[str, Any], iteration: int) -> dict[str, Any]:
-        edit = Edit.from_json(values)
-        return runner.chunk(edit, iteration, lambda: status_name(edit.id) == "CANCELLED")
-
-    @DBOS.workflow(name="edit", max_recovery_attempts=2**31 - 1)
-    def workflow(values: dict[str, Any]) -> dict[str, Any]:
-        chunk: dict[str, Any] = {"iteration": 0}
-        ended = True
-        try:
-            while "result" not in chunk and "failure" not in chunk:
-                chunk = iterate(values, chunk["iteration"])
-        except Exception:  # of the database: who takes the edit up goes on from its checkpoint
-            ended = False
-            raise
-        finally:
-            runner.forget(Edit.from_json(values), ended=ended)
-        return {name: value for name, value in chunk.items() if name != "progress"}
-
-    return workflow
-
-
-def status_name(operation: str) -> str:
-    """DBOS's word for where it stands, "" where there is no such workflow."""
-    found = DBOS.list_workflows(workflow_ids=[operation], load_input=False, load_output=False)
-    return str(found[0].status) if found else ""
+from sfumato.editor.workflow import QUEUE, launch, status_name
 
 
 class Jobs:
@@ -79,24 +39,7 @@ class Jobs:
             raise Unavailable(
                 f"another editor holds {path}; give this one its own SFUMATO_EDITOR_STATE_DIR"
             ) from error
-        DBOS(
-            config={
-                "name": "sfumato-editor",
-                "system_database_url": settings.database,
-                "executor_id": settings.executor,
-                "application_version": VERSION,
-                "serializer": DBOSPortableJSONSerializer(),  # the default is pickle
-                "log_level": "CRITICAL",  # it logs each cancellation as an error with its traceback
-            }
-        )
-        self._workflow = register(self.runner)
-        DBOS.launch()
-        DBOS.register_queue(
-            QUEUE,
-            worker_concurrency=settings.max_running_edits,
-            polling_interval_sec=POLL_SECONDS,
-            on_conflict="always_update",
-        )
+        self._workflow = launch(self.runner, settings)
 
     def stop(self) -> None:
         """Saves what runs and closes the database."""
@@ -162,8 +105,11 @@ class Jobs:
         else:
             self.runner.cancelled.add(operation)
 
-    def delete(self, operation: str) -> None:
-        """Forgets an edit that has ended, and its files.
+    def delete(self, operation: str) -> bool:
+        """Forgets an edit that has ended, and its files; ask again where this returns False.
+
+        Returns:
+            Whether it is forgotten: not while a cancelled edit's last iteration, which writes, runs here.
 
         Raises:
             NotFound, FailedPrecondition: there is none, or it has not ended.
@@ -173,8 +119,12 @@ class Jobs:
                 f"operations/{id_of(operation)} has not ended; cancel it first", field="name",
                 limit="an operation that has ended", value=id_of(operation),
             )  # fmt: skip
+        if operation in self.runner.held:
+            self.runner.cancelled.add(operation)  # another process may have cancelled it
+            return False
         DBOS.delete_workflow(operation)
         self.runner.store.delete(operation)
+        return True
 
     def count_open(self) -> None:
         """Sets the metric of edits that wait and that run, in the whole database."""

@@ -15,8 +15,8 @@ from sfumato.common.errors import InvalidArgument, SfumatoError
 from sfumato.common.status import to_status
 from sfumato.editor.artifacts import ArtifactStore, result_path
 from sfumato.editor.edits import ID, KEY, Request, id_of, key_of
+from sfumato.editor.failures import Failure
 from sfumato.editor.records import Job
-from sfumato.editor.runs import Failure
 
 MAX_INLINE_BYTES = 4 * 2**20
 MEDIA_TYPES = {"png": "image/png", "mp4": "video/mp4", "safetensors": "application/vnd.safetensors"}

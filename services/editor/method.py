@@ -90,8 +90,8 @@ class Models(Protocol):
     def stylegan2(self, name: str) -> Any:
         """StyleGAN2 of stylegan2/NAME/."""
 
-    def cached(self, name: str, compute: Callable[[], Tensors]) -> Tensors:
-        """What is computed once for a family and kept, such as channel relevance."""
+    def cached(self, name: str, parts: tuple[str, ...], compute: Callable[[], Tensors]) -> Tensors:
+        """What is computed once from these parts' weights and kept, such as channel relevance."""
 
 
 @dataclass(frozen=True)

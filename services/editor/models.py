@@ -1,6 +1,5 @@
 """The family's weights for the editing methods: loaded at first use, frozen, kept."""
 
-import hashlib
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,7 @@ from sfumato.common.family import family_name, part_of
 from sfumato.common.family_parts import check_part
 from sfumato.common.identity import load_identity
 from sfumato.common.stylegan2 import StyleGAN2, load_stylegan2
+from sfumato.common.weights import weights_digest
 from sfumato.editor.artifacts import ArtifactStore
 from sfumato.editor.method import Tensors
 from sfumato.editor.options import folder_of
@@ -26,6 +26,7 @@ class FamilyModels:
         """clip: as common.clip.clip_source has it."""
         self.family, self.device, self._store, self._given_clip = family, device, store, clip
         self._generators: dict[str, StyleGAN2] = {}
+        self._digests: dict[tuple[str, ...], str] = {}
 
     @cached_property
     def _clip(self) -> tuple[Any, Any, Any]:
@@ -71,11 +72,18 @@ class FamilyModels:
             self._generators[name] = load_stylegan2(folder).to(self.device)
         return self._generators[name]
 
-    def cached(self, name: str, compute: Callable[[], Tensors]) -> Tensors:
-        """What is computed once for a family and its CLIP, and kept in the artifact store."""
-        other = f"-{hashlib.sha256(self._given_clip.encode()).hexdigest()[:16]}" if self._given_clip else ""
-        path = f"_cache/{family_name(self.family)}/{name}{other}.safetensors"
+    def cached(self, name: str, parts: tuple[str, ...], compute: Callable[[], Tensors]) -> Tensors:
+        """What is computed once from these parts' weights, and kept in the store under their digest."""
+        path = f"_cache/{family_name(self.family)}/{self._digest(parts)[:32]}/{name}.safetensors"
         return self._store.cached(path, compute)
+
+    def _digest(self, parts: tuple[str, ...]) -> str:
+        """Of the parts' files, read once: the weights in memory do not change either."""
+        if parts not in self._digests:
+            given = self._given_clip if "clip" in parts else ""
+            held = [part for part in parts if part != "clip" or not given]
+            self._digests[parts] = weights_digest(self.family, *held, other=given)
+        return self._digests[parts]
 
     def _frozen(self, model: Any) -> Any:
         return model.to(device=self.device, dtype=torch.float32).eval().requires_grad_(False)

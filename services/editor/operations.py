@@ -11,7 +11,7 @@ from sfumato.common.errors import InvalidArgument
 from sfumato.editor.jobs import Jobs
 from sfumato.editor.messages import operation_name, to_operation
 from sfumato.editor.records import page
-from sfumato.editor.watching import until_ended
+from sfumato.editor.watching import WAIT_SECONDS, until_ended
 
 PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
@@ -67,5 +67,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):
     async def DeleteOperation(
         self, request: operations_pb2.DeleteOperationRequest, context: Context
     ) -> empty_pb2.Empty:
-        await asyncio.to_thread(self.jobs.delete, operation_name(request.name))
+        operation = operation_name(request.name)
+        while not await asyncio.to_thread(self.jobs.delete, operation):
+            await asyncio.sleep(WAIT_SECONDS)
         return empty_pb2.Empty()

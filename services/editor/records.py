@@ -7,8 +7,9 @@ from dbos import DBOS, WorkflowStatus
 
 from sfumato.common.errors import InvalidArgument
 from sfumato.editor.edits import Edit, owner_of
+from sfumato.editor.failures import Failure
 from sfumato.editor.method import Progress
-from sfumato.editor.runs import Failure, Live
+from sfumato.editor.runs import Live
 
 ENDED = ("succeeded", "failed", "cancelled")
 STATES = {

@@ -6,23 +6,20 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
-import safetensors.torch
 import structlog
-import torch
-from PIL import Image
 
 from sfumato.common import tracing
-from sfumato.common.errors import ResourceExhausted, SfumatoError, Unavailable
-from sfumato.editor.artifacts import ArtifactStore, StoreFull, checkpoint_path, frame_path, result_path
+from sfumato.common.errors import SfumatoError, Unavailable
+from sfumato.editor.artifacts import ArtifactStore, StoreFull, checkpoint_path
 from sfumato.editor.config import EditorSettings
 from sfumato.editor.edits import Edit, encode_png, load
+from sfumato.editor.failures import Cancelled, Failure, failure_of
 from sfumato.editor.measures import CHECKPOINT_SECONDS, ITERATION_SECONDS, QUEUE_SECONDS, count_end
-from sfumato.editor.method import Models, Progress, State, Tensors
+from sfumato.editor.method import Models, Progress, State
 from sfumato.editor.registry import method_of
-from sfumato.editor.video import Video, encode_mp4
+from sfumato.editor.saving import save_checkpoint, save_preview, save_result
 
 log = structlog.get_logger()
 
@@ -30,10 +27,6 @@ T = TypeVar("T")
 ASK_SECONDS = 1.0  # between questions to the database
 # Between questions to an artifact store that is away or full.
 RETRY_SECONDS = (1.0, 5.0, 15.0, 30.0, 60.0, 120.0)
-
-
-class Cancelled(Exception):
-    """The edit was cancelled: nothing of it is needed any more."""
 
 
 class Stopped(BaseException):
@@ -46,19 +39,12 @@ class Live:
 
     state: State
     progress: Iterator[Progress]
-    feed: list[Progress] = field(default_factory=list)  # what this process has done; watchers read it
+    # What this process has done since the last chunk that is recorded; watchers read it.
+    feed: list[Progress] = field(default_factory=list)
 
-
-@dataclass(frozen=True)
-class Failure:
-    """Why an edit ended, as google.rpc.Status has it."""
-
-    code: str
-    reason: str
-    message: str
-    field: str = ""
-    limit: str = ""
-    value: str = ""
+    def progress_behind(self, iteration: int) -> list[list[Any]]:
+        """[iteration, losses] of what was done behind one, for the database."""
+        return [[p.iteration, p.losses] for p in self.feed if p.iteration > iteration]
 
 
 class Runner:
@@ -68,6 +54,7 @@ class Runner:
         self.models, self.store, self.settings = models, store, settings
         self.live: dict[str, Live] = {}
         self.cancelled: set[str] = set()
+        self.held: set[str] = set()  # edits whose workflow is in this process, until it writes no more
         self.stopping = threading.Event()
         # The same threads for every chunk, so that torch's own threads are made once.
         self._device = ThreadPoolExecutor(settings.max_running_edits, "edit")
@@ -78,7 +65,7 @@ class Runner:
         Args:
             edit: which.
             iteration: iterations done, whose checkpoint the artifact store has.
-            is_cancelled: asks the database, for a cancellation that came to another process.
+            is_cancelled: asks the database, for a cancellation (and deletion) that came to another process.
 
         Returns:
             JSON: iteration and num_iterations now, progress as [[iteration, losses], ...], and at the end
@@ -98,18 +85,8 @@ class Runner:
             live = self._patiently(edit, lambda: self._resumed(edit, iteration))
             self._iterate(edit, live, is_cancelled)
             return self._patiently(edit, lambda: self._saved(edit, live, iteration))
-        except Cancelled:
-            return self._ended(edit, iteration, Failure("CANCELLED", "CANCELLED", "cancelled"))
-        except SfumatoError as error:
-            failure = Failure(error.code, error.reason, error.message, error.field, error.limit, error.value)
-            return self._ended(edit, iteration, failure)
-        except torch.OutOfMemoryError as error:
-            full = ResourceExhausted("image", "smaller for this device's memory", str(error))
-            return self._ended(edit, iteration, Failure(full.code, full.reason, full.message))
-        except Exception:
-            log.exception("failed", operation=edit.id, method=edit.method)
-            message = f"{edit.method} failed; the editor's log has {edit.id}"
-            return self._ended(edit, iteration, Failure("INTERNAL", "INTERNAL", message))
+        except Exception as error:
+            return self._ended(edit, iteration, failure_of(error, edit))
 
     def _patiently(self, edit: Edit, act: Callable[[], T]) -> T:
         """Acts again when the artifact store was away or full: hours of work shall not end with that."""
@@ -132,6 +109,7 @@ class Runner:
             raise Stopped
         live = self.live.get(edit.id)
         if live is not None and live.state.iteration == iteration:
+            live.feed = []  # the database has it: hundreds of thousands of iterations are no list to keep
             return live
         self.cancelled.discard(edit.id)  # an earlier edit's of this id; the database knows of this one's
         method = method_of(edit.method, self.models.family, self.settings.clip)
@@ -151,8 +129,10 @@ class Runner:
         for progress in live.progress:
             # The frame first: who sees the iteration in the feed asks for it.
             if edit.shows(progress.iteration):
-                path, frame = frame_path(edit.id, progress.iteration), encode_png(live.state.preview())
-                self._patiently(edit, functools.partial(self.store.write, path, frame))
+                preview = encode_png(live.state.preview())
+                self._patiently(
+                    edit, functools.partial(save_preview, self.store, edit, progress.iteration, preview)
+                )
             live.feed.append(progress)
             now = time.monotonic()
             ITERATION_SECONDS.labels(edit.method).observe(now - before)
@@ -164,41 +144,26 @@ class Runner:
                 return
 
     def _saved(self, edit: Edit, live: Live, before: int) -> dict[str, Any]:
-        """Writes the checkpoint or the result, and only then forgets the checkpoint before the last."""
         state = live.state
         chunk: dict[str, Any] = {
             "iteration": state.iteration,
             "num_iterations": state.num_iterations,
-            "progress": [[p.iteration, p.losses] for p in live.feed if p.iteration > before],
+            "progress": live.progress_behind(before),
         }
         if state.iteration < state.num_iterations:
             with CHECKPOINT_SECONDS.time():
-                self.store.write_tensors(checkpoint_path(edit.id, state.iteration), state.tensors())
-            for name in self.store.names(f"{edit.id}/checkpoints"):
-                if int(Path(name).stem) < before:
-                    self.store.delete(f"{edit.id}/checkpoints/{name}")
+                save_checkpoint(self.store, edit.id, state, before)
             return chunk
-        result = [self._kept(edit, name, made) for name, made in state.result().items()]
+        result = save_result(self.store, edit.id, state)
         count_end(edit.method, "succeeded")
         return {**chunk, "result": result}
-
-    def _kept(self, edit: Edit, name: str, made: Image.Image | Video | Tensors) -> tuple[str, int]:
-        """Writes a part of the result; returns the file's name and size."""
-        if isinstance(made, Video):
-            file, data = f"{name}.mp4", encode_mp4(made)
-        elif isinstance(made, Image.Image):
-            file, data = f"{name}.png", encode_png(made)
-        else:
-            file, data = f"{name}.safetensors", safetensors.torch.save(made)
-        self.store.write(result_path(edit.id, file), data)
-        return file, len(data)
 
     def _ended(self, edit: Edit, before: int, failure: Failure) -> dict[str, Any]:
         count_end(edit.method, "cancelled" if failure.code == "CANCELLED" else "failed")
         live = self.live.get(edit.id)
         done = live.state.iteration if live else before
         num_iterations = live.state.num_iterations if live else 0
-        progress = [[p.iteration, p.losses] for p in live.feed if p.iteration > before] if live else []
+        progress = live.progress_behind(before) if live else []
         state = {"iteration": done, "num_iterations": num_iterations, "progress": progress}
         return {**state, "failure": vars(failure)}
 
@@ -212,6 +177,7 @@ class Runner:
         finally:
             self.live.pop(edit.id, None)
             self.cancelled.discard(edit.id)
+            self.held.discard(edit.id)
 
     def stop(self) -> None:
         """Ends after the iteration that runs, with a checkpoint."""

@@ -12,7 +12,7 @@ from sfumato.editor.method import Progress
 from sfumato.editor.records import Job, recorded_progress
 
 LIVE_SECONDS = 0.05  # between looks at an edit in this process
-WAIT_SECONDS = 0.2  # between looks for the end
+WAIT_SECONDS = 0.2  # between looks for the end, or whether it can be deleted
 RECORD_SECONDS = 0.5  # between looks at the database
 
 
@@ -43,9 +43,9 @@ async def watch(jobs: Jobs, operation: str, after: int) -> AsyncIterator[Watched
         if live is None:
             await asyncio.sleep(RECORD_SECONDS)
             continue
-        seen = 0
-        while jobs.live(operation) is live:
-            for progress in live.feed[seen:]:
+        feed, seen = live.feed, 0
+        while jobs.live(operation) is live and live.feed is feed:  # a new feed: the last is recorded
+            for progress in feed[seen:]:
                 seen += 1
                 if progress.iteration > last:
                     yield await _watched(jobs, job.edit, progress)

@@ -47,9 +47,9 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models: TinyModels) -
     stop()
 
 
-def edit_of(name: str, fingerprint: str = "", **options: Any) -> Edit:
+def edit_of(name: str, fingerprint: str = "", preview_interval: int = 0, **options: Any) -> Edit:
     created = int(time.time() * 1000)
-    return Edit(name, "walk", fake_method.options_of(**options), {}, 0, fingerprint, created)
+    return Edit(name, "walk", fake_method.options_of(**options), {}, preview_interval, fingerprint, created)
 
 
 def wait(jobs: Jobs, name: str, wanted: Callable[[Job], bool] = lambda job: job.ended) -> Job:
@@ -225,6 +225,35 @@ def test_what_has_ended_is_deleted_and_what_runs_is_not(start: Make) -> None:
     with pytest.raises(NotFound, match="operations/a"):
         jobs.get("a")
     assert jobs.runner.store.names("a") == []
+
+
+def test_what_was_cancelled_is_deleted_when_its_last_iteration_has_ended(start: Make) -> None:
+    jobs = start()
+    jobs.submit(edit_of("a", preview_interval=1, num_iterations=10_000, seconds=0.5))
+    wait(jobs, "a", lambda job: job.iteration >= 1)
+    jobs.cancel("a")
+    assert wait(jobs, "a").state == "cancelled"
+    end = time.monotonic() + 10
+    while not jobs.delete("a"):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    # The id is free at once, and nothing of the old edit comes to the new one.
+    jobs.submit(edit_of("a", "again"))
+    assert wait(jobs, "a").state == "succeeded"
+    assert [p.iteration for p in recorded_progress("a", 0)] == list(range(1, 11))
+    assert jobs.runner.store.names("a") == ["result"]
+
+
+def test_a_cancelled_edit_leaves_no_checkpoints(start: Make) -> None:
+    jobs = start()
+    jobs.submit(edit_of("a", num_iterations=10_000, seconds=0.1))
+    wait(jobs, "a", lambda job: job.iteration >= 3)
+    assert jobs.runner.store.names("a/checkpoints")
+    jobs.cancel("a")
+    end = time.monotonic() + 10
+    while jobs.runner.store.names("a/checkpoints"):
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_results_are_swept_when_their_time_is_over(start: Make) -> None:

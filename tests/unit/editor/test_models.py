@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from sfumato.common.checked_weights import WeightsError
 from sfumato.common.errors import NotFound, SfumatoError
@@ -45,8 +46,23 @@ def test_what_was_computed_with_another_clip_is_not_taken(family: Path, tmp_path
     for number, given in enumerate(("", "ViT-B-32/openai", "ViT-L-14/openai")):
         models = FamilyModels(family, CPU, store, given)
         for _ in range(2):
-            kept = models.cached("relevance", lambda number=number: {"a": torch.tensor([number])})
+            kept = models.cached("relevance", ("clip",), lambda number=number: {"a": torch.tensor([number])})
             assert kept["a"].item() == number
+
+
+@pytest.mark.parametrize("part", ["clip", "stylegan2/faces"])
+def test_what_was_computed_with_other_weights_of_the_same_name_is_not_taken(
+    part: str, tiny_family: Path, tmp_path: Path
+) -> None:
+    family = shutil.copytree(tiny_family, tmp_path / "mine")
+    store = ArtifactStore((tmp_path / "store").as_uri())
+    file = next((family / part).glob("*.safetensors"))
+    for number in range(2):
+        models = FamilyModels(family, CPU, store)
+        kept = models.cached("relevance", ("clip", part), lambda number=number: {"a": torch.tensor([number])})
+        assert kept["a"].item() == number
+        weights = load_file(file)
+        save_file({name: value.neg() for name, value in weights.items()}, file)
 
 
 @pytest.mark.parametrize("given", ["NoSuchModel/laion", "ViT-B-32/no_such_tag", "FOLDER"])

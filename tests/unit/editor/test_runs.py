@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sfumato.common.errors import Unavailable
-from sfumato.editor import registry, runs
+from sfumato.editor import registry, runs, saving
 from sfumato.editor.artifacts import ArtifactStore, checkpoint_path, frame_path, result_path
 from sfumato.editor.config import EditorSettings
 from sfumato.editor.edits import Edit
@@ -143,3 +143,16 @@ def test_previews_come_as_often_as_asked(runner: Runner) -> None:
     run_to_end(runner, edit_of(preview_interval=4), {"iteration": 0})
     assert runner.store.names("a/frames") == ["0000004.png", "0000008.png"]
     assert Image.open(io.BytesIO(runner.store.read(frame_path("a", 4)))).size == (32, 32)
+
+
+def test_of_many_previews_the_newest_are_kept(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "KEPT_PREVIEWS", 2)
+    run_to_end(runner, edit_of(preview_interval=3, num_iterations=14), {"iteration": 0})
+    assert runner.store.names("a/frames") == ["0000009.png", "0000012.png"]
+
+
+def test_what_is_recorded_of_a_long_run_is_not_kept_in_memory(runner: Runner) -> None:
+    chunk: dict[str, Any] = {"iteration": 0}
+    for _ in range(5):
+        chunk = runner.chunk(edit_of(), chunk["iteration"], never)
+    assert [p.iteration for p in runner.live["a"].feed] == [5]
