@@ -6,7 +6,7 @@ import os
 import time
 import urllib.request
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
@@ -23,14 +23,21 @@ class Served:
     Attributes:
         seconds: from the first arrival to the last image.
         latencies: of each request, from its arrival, in seconds.
+        ended: when each image came, in seconds from some time.
     """
 
     seconds: float
     latencies: list[float]
+    ended: list[float] = field(default_factory=list)
 
     @property
     def images_per_second(self) -> float:
         return len(self.latencies) / self.seconds
+
+    def steady_images_per_second(self, num_clients: int) -> float:
+        """Without the first and the last image of each client, between which all of them are at work."""
+        first, last = self.ended[num_clients - 1], self.ended[-num_clients - 1]
+        return (len(self.ended) - 2 * num_clients) / (last - first)
 
     def percentile_ms(self, q: float) -> float:
         return percentile_ms(self.latencies, q)
@@ -70,17 +77,19 @@ async def closed_loop(target: str, num_clients: int, requests: Sequence[Request]
     """Clients that each ask for their next image when they have the last, until all requests are made."""
     waiting = list(reversed(requests))
     latencies: list[float] = []
+    ended: list[float] = []
     start = time.perf_counter()
 
     async def ask(client: AsyncClient) -> None:
         while waiting:
             request, begun = waiting.pop(), time.perf_counter()
             await client.generate(request.prompt, **request.options)
-            latencies.append(time.perf_counter() - begun)
+            ended.append(time.perf_counter())
+            latencies.append(ended[-1] - begun)
 
     async with AsyncClient(target) as client:
         await asyncio.gather(*(ask(client) for _ in range(num_clients)))
-    return Served(time.perf_counter() - start, latencies)
+    return Served(time.perf_counter() - start, latencies, ended)
 
 
 def totals(stack: Stack) -> dict[str, float]:

@@ -164,11 +164,14 @@ def scaling(stack: Stack, most: int) -> list[dict[str, Any]]:
 
 
 def replicas(family: Path, logs: Path, rounds: int) -> dict[str, Any]:
-    """Two denoisers, each on a core of its own, against one on one core; the other services go anywhere."""
+    """Two denoisers, each on a core of its own, against one on one core; the other services go anywhere.
+
+    By steady rates: while clients begin, and while the last ones end, not all of them keep the cores busy.
+    """
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         return {"skipped": "one core"}
-    requests = [Request(SHORT, "a dog", seed) for seed in range(2 * SATURATING_CLIENTS)]
+    requests = [Request(SHORT, "a dog", seed) for seed in range(6 * SATURATING_CLIENTS)]
     settings = {"SFUMATO_DENOISER_NUM_THREADS": "1"}
     with (
         local_stack(family, log_dir=logs / "one", settings=settings) as one,
@@ -177,19 +180,18 @@ def replicas(family: Path, logs: Path, rounds: int) -> dict[str, Any]:
         for stack in (one, two):
             for denoiser, core in zip(stack.denoisers, cores, strict=False):
                 pin(denoiser, core)
-            asyncio.run(closed_loop(stack.target, SATURATING_CLIENTS, requests))
+            asyncio.run(closed_loop(stack.target, SATURATING_CLIENTS, requests[: 2 * SATURATING_CLIENTS]))
         pairs = [
-            [
-                asyncio.run(closed_loop(stack.target, SATURATING_CLIENTS, requests)).seconds
-                for stack in (one, two)
-            ]
+            [asyncio.run(closed_loop(stack.target, SATURATING_CLIENTS, requests)) for stack in (one, two)]
             for _ in range(rounds)
         ]
-    alone, both = ([pair[i] for pair in pairs] for i in (0, 1))
+    alone, both = ([pair[i].steady_images_per_second(SATURATING_CLIENTS) for pair in pairs] for i in (0, 1))
     return {
-        "clients": SATURATING_CLIENTS, "one_images_per_second": _rate(len(requests), alone),
-        "two_images_per_second": _rate(len(requests), both),
-        "ratio": _ratio(alone, both),
+        "clients": SATURATING_CLIENTS, "one_images_per_second": round(statistics.median(alone), 3),
+        "two_images_per_second": round(statistics.median(both), 3),
+        "ratio": _ratio(both, alone),
+        "ratio_with_start_and_end": _ratio(*([pair[i].seconds for pair in pairs] for i in (0, 1))),
+        "ratios": [round(b / a, 3) for a, b in zip(alone, both, strict=True)],
     }  # fmt: skip
 
 
