@@ -16,7 +16,8 @@ from sfumato.common.batching import RowQueue
 from sfumato.common.calls import Context
 from sfumato.common.devices import device_of, setup_device
 from sfumato.common.errors import InvalidArgument, ResourceExhausted
-from sfumato.common.families import Families, Source
+from sfumato.common.families import Families
+from sfumato.common.family_loader import Source
 from sfumato.common.gradients import GraphCount, Linearised
 from sfumato.common.images import encode_image, open_image
 from sfumato.common.inference_tensors import Model

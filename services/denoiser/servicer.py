@@ -12,7 +12,8 @@ from sfumato_protos.v1 import denoiser_pb2, denoiser_pb2_grpc
 from sfumato.common.calls import Context
 from sfumato.common.devices import setup_device
 from sfumato.common.errors import InvalidArgument
-from sfumato.common.families import Families, Source
+from sfumato.common.families import Families
+from sfumato.common.family_loader import Source
 from sfumato.common.gradients import GraphCount
 from sfumato.common.inference_tensors import Model
 from sfumato.common.model_service import SERVICE as MODEL_SERVICE

@@ -12,7 +12,8 @@ from sfumato_protos.v1 import encoder_pb2, encoder_pb2_grpc
 from sfumato.common.calls import Context
 from sfumato.common.devices import device_of, setup_device
 from sfumato.common.errors import InvalidArgument, ResourceExhausted
-from sfumato.common.families import Families, Source
+from sfumato.common.families import Families
+from sfumato.common.family_loader import Source
 from sfumato.common.images import open_image
 from sfumato.common.inference_tensors import Model
 from sfumato.common.model_service import SERVICE as MODEL_SERVICE

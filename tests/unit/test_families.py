@@ -3,6 +3,7 @@
 import asyncio
 import multiprocessing
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -14,6 +15,7 @@ import pytest
 import torch
 from prometheus_client import REGISTRY
 
+from sfumato.common import calls
 from sfumato.common.config import FamiliesSettings
 from sfumato.common.errors import (
     FailedPrecondition,
@@ -22,7 +24,8 @@ from sfumato.common.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from sfumato.common.families import Families, Source
+from sfumato.common.families import Families, Listed
+from sfumato.common.family_loader import Source
 from sfumato.common.model_memory import ALLOWANCE_BYTES, cgroup_free_bytes, free_bytes, model_bytes
 from sfumato.common.work import run
 from sfumato.decoder.config import DecoderSettings
@@ -40,9 +43,9 @@ OTHER = "families/other"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of families: own and other."""
+    """Of families."""
     root = tmp_path_factory.mktemp("families")
-    for name in ("own", "other"):
+    for name in ("own", "other", "third"):
         save_tiny_family(root / name)
     return root
 
@@ -93,10 +96,84 @@ async def test_unloading_waits_for_those_who_use_it(folder: Path) -> None:
         unloading = asyncio.create_task(opened.unload(OTHER, 2))
         await asyncio.sleep(0.05)
         assert not unloading.done()
-        with pytest.raises(Unavailable), opened.use(OTHER):
+        with pytest.raises(NotFound, match="was unloaded"), opened.use(OTHER):
             pass
     await unloading
     assert {one.name: one.state for one in opened.listed()} == {"families/own": "LOADED", OTHER: "UNLOADED"}
+    opened.close()
+
+
+async def test_unloading_says_at_its_deadline_who_still_uses_it_and_holds_up_no_other(folder: Path) -> None:
+    opened = families(folder, lambda path: path.name)
+    await opened.load_default()
+    await opened.load(OTHER, 1)
+    with opened.use(OTHER):
+        calls.deadline.set(time.monotonic() + 0.5)
+        unloading = asyncio.create_task(opened.unload(OTHER, 2))
+        await asyncio.sleep(0)
+        await opened.load("families/third", 1)
+        with pytest.raises(FailedPrecondition, match=r"1 request still used families/other after 0\.[345] s"):
+            await unloading
+        assert opened.listed()[1].state == "UNLOADING"
+        calls.deadline.set(None)
+        unloading = asyncio.create_task(opened.unload(OTHER, 2))
+    await unloading
+    assert opened.listed()[1].state == "UNLOADED"
+    opened.close()
+
+
+async def test_a_newer_load_keeps_what_is_still_used_at_once(folder: Path) -> None:
+    may_load = threading.Event()
+
+    def load(path: Path) -> str:
+        assert path.name != "third" or may_load.wait(10)
+        return path.name
+
+    opened = families(folder, load)
+    await opened.load_default()
+    await opened.load(OTHER, 1)
+    other = asyncio.create_task(opened.load("families/third", 1))
+    with opened.use(OTHER):
+        unloading = asyncio.create_task(opened.unload(OTHER, 2))
+        await asyncio.sleep(0.05)
+        with pytest.raises(FailedPrecondition, match="older than 2"):
+            await opened.load(OTHER, 1)
+        await asyncio.wait_for(opened.load(OTHER, 3), 5)  # whatever else is being loaded
+        with pytest.raises(FailedPrecondition, match="was loaded again"):
+            await unloading
+        with opened.use(OTHER):
+            pass
+    assert opened.listed()[1] == Listed(OTHER, "LOADED", 10, 3)
+    may_load.set()
+    await other
+    opened.close()
+
+
+async def test_unloading_waits_for_its_own_load_and_for_no_other(folder: Path) -> None:
+    may_load = {name: threading.Event() for name in ("own", "other", "third")}
+    may_load["own"].set()
+
+    def load(path: Path) -> str:
+        assert may_load[path.name].wait(10)
+        return path.name
+
+    opened = families(folder, load)
+    await opened.load_default()
+    loading = asyncio.create_task(opened.load(OTHER, 1))
+    await asyncio.sleep(0.05)
+    unloading = asyncio.create_task(opened.unload(OTHER, 2))
+    await asyncio.sleep(0.05)
+    assert opened.listed()[1].state == "LOADING"
+    may_load["other"].set()
+    await asyncio.gather(loading, unloading)
+    assert opened.listed()[1] == Listed(OTHER, "UNLOADED", 0, 2)
+    await opened.load(OTHER, 3)
+    loading = asyncio.create_task(opened.load("families/third", 1))
+    await asyncio.sleep(0.05)
+    await asyncio.wait_for(opened.unload(OTHER, 4), 10)
+    assert not loading.done()
+    may_load["third"].set()
+    await loading
     opened.close()
 
 
@@ -146,7 +223,7 @@ async def test_a_name_is_never_a_path(folder: Path) -> None:
             await opened.load(name, 1)
         with pytest.raises(InvalidArgument), opened.use(name):
             pass
-    with pytest.raises(NotFound, match="families/other, families/own"):
+    with pytest.raises(NotFound, match="families/other, families/own, families/third"):
         await opened.load("families/nowhere", 1)
     with pytest.raises(FailedPrecondition, match="stays"):
         await opened.unload("families/own", 1)
@@ -161,6 +238,9 @@ async def test_the_newest_wish_holds(folder: Path) -> None:
         await opened.load(OTHER, 4)
     await opened.load(OTHER, 6)
     await opened.load(OTHER, 7)
+    await opened.load(OTHER, 6)  # as two gateways may wish it at one time
+    with pytest.raises(FailedPrecondition, match="older than 7"):
+        await opened.unload(OTHER, 6)
     assert [(one.state, one.revision) for one in opened.listed()[1:]] == [("LOADED", 7)]
     opened.close()
 
