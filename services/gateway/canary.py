@@ -1,8 +1,9 @@
 """A step of a fixed input at each denoiser that is idle: the same weights and engine must give the same bits.
 
 A denoiser that gives others (a broken device, weights damaged in memory) gets no more trajectories until it
-gives them again. One that is busy is not asked; one that does not answer, or tells no engine (Triton), is
-not judged.
+gives them again. One that is busy is asked only with a family that it never answered with, as one that was
+just loaded; where its bits are not the expected ones, it is judged when it is idle. One that does not answer,
+or tells no engine (Triton), is not judged.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from prometheus_client import Counter
 from sfumato_protos.v1 import denoiser_pb2
 
 from sfumato.common.tensors import to_message
-from sfumato.gateway.replicas import Replica, Replicas
+from sfumato.gateway.replicas import Held, Replica, Replicas
 
 log = structlog.get_logger()
 
@@ -51,19 +52,27 @@ class Canary:
 
     async def look(self) -> None:
         """One step at each denoiser that is due, with each family that is."""
-        now = time.monotonic()
-        due = [
-            (replica, family)
-            for replica in self._replicas.current
-            for family, held in replica.families.items()
-            if not replica.num_trajectories
-            and (not held.sound or now - held.looked_at > self._interval or replica.lost_at > held.looked_at)
-        ]
-        await asyncio.gather(*(self.check(replica, family) for replica, family in due))
+        await asyncio.gather(
+            *(
+                self._look_at(replica, family, held)
+                for replica in self._replicas.current
+                for family, held in replica.families.items()
+            )
+        )
 
-    async def check(self, replica: Replica, family: str) -> None:
-        """Judges a denoiser by its step with a family that it has."""
-        held = replica.families[family]
+    async def _look_at(self, replica: Replica, family: str, held: Held) -> None:
+        async with held.looking:  # two looks at a time would step beside each other
+            if self._is_due(replica, held):
+                await self._check(replica, family, held)
+
+    def _is_due(self, replica: Replica, held: Held) -> bool:
+        if not held.weights_digest:  # it never answered, and a family is served when one does
+            return True
+        is_old = time.monotonic() - held.looked_at > self._interval or replica.lost_at > held.looked_at
+        return not replica.num_trajectories and (is_old or not held.sound)
+
+    async def _check(self, replica: Replica, family: str, held: Held) -> None:
+        """Judges the denoiser by its step."""
         for _ in range(TRIES):
             begun = time.monotonic()
             try:
@@ -72,19 +81,22 @@ class Canary:
             except (grpc.aio.AioRpcError, TimeoutError, asyncio.InvalidStateError):
                 STEPS.labels("unanswered").inc()
                 return
-            held.weights_digest, held.engine, held.looked_at = info.weights_digest, info.engine, begun
+            held.weights_digest, held.engine = info.weights_digest, info.engine
+            key = info.weights_digest, info.engine
+            if info.engine and replica.num_trajectories and self._expected.get(key) != found:
+                STEPS.labels("unjudged").inc()  # it is at work, and may have stepped beside other rows
+                return
+            held.looked_at = begun
             if not info.engine:
                 STEPS.labels("unjudged").inc()
                 held.sound = True
                 return
-            expected = self._expected.setdefault((info.weights_digest, info.engine), found)
+            expected = self._expected.setdefault(key, found)
             if found == expected:
                 STEPS.labels("same").inc()
                 if not held.sound:
                     log.info("denoiser is right again", target=replica.target, family=family)
                 held.sound = True
-                return
-            if replica.num_trajectories:  # it is at work by now, and may have stepped beside other rows
                 return
         STEPS.labels("other").inc()
         if held.sound:

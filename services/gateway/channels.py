@@ -34,7 +34,7 @@ from sfumato.gateway.failures import calling
 from sfumato.gateway.gradient_channels import GradientServices
 from sfumato.gateway.parameters import FamilyInfo
 from sfumato.gateway.previews import preview_file
-from sfumato.gateway.replicas import Held, Replicas, usable
+from sfumato.gateway.replicas import Held, Replicas
 from sfumato.gateway.safety import Concept, SafetyCheck
 
 # Every unary call is a function of its request, so repeating one is safe. CANCELLED is of a replica that went
@@ -104,12 +104,15 @@ class ModelServices:
 
         Raises:
             Unavailable: one does not answer.
+            ForwardedError: one refuses.
             SfumatoError: their parts do not go together.
         """
         await self.replicas.resolve()
         name = self._family
-        encoder = await self.encoder.GetEncoderInfo(encoder_pb2.GetEncoderInfoRequest(family=name))
-        decoder = await self.decoder.GetDecoderInfo(decoder_pb2.GetDecoderInfoRequest(family=name))
+        with calling("encoder", self.settings.encoder_target):
+            encoder = await self.encoder.GetEncoderInfo(encoder_pb2.GetEncoderInfoRequest(family=name))
+        with calling("decoder", self.settings.decoder_target):
+            decoder = await self.decoder.GetDecoderInfo(decoder_pb2.GetDecoderInfoRequest(family=name))
         denoiser = await self._denoiser_info()
         names = {encoder.family, decoder.family, denoiser.family}
         if len(names) > 1:
@@ -123,7 +126,7 @@ class ModelServices:
         if self._safety is not None and not self._family and not encoder.embedding_size:
             raise SfumatoError(f"{encoder.family} has no clip/, which the safety check looks with")
         await self.canary.look()
-        if not any(replica.families[name].weights_digest for replica in usable(self.replicas.current, name)):
+        if not any(held.weights_digest for held in self._at_denoisers()):
             raise Unavailable(f"no denoiser does a canary step: {self.settings.denoiser_targets}")
         if self._followed is None:
             self._followed = asyncio.create_task(self.canary.follow())
@@ -243,7 +246,8 @@ class ModelServices:
         return "; ".join(sorted(engines - {""}))
 
     def _at_denoisers(self) -> list[Held]:
-        return [replica.families[self._family] for replica in usable(self.replicas.current, self._family)]
+        found = (replica.families.get(self._family) for replica in self.replicas.current)
+        return [held for held in found if held is not None and held.sound]
 
     async def close(self) -> None:
         """Closes all channels."""

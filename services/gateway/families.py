@@ -1,43 +1,37 @@
-"""The families that this gateway serves, and how it, other gateways and all replicas come to agree on them.
+"""How this gateway, other gateways and all replicas come to agree on the families that are served.
 
-A family is loaded at every replica of encoder, denoiser and decoder, or at none. The wish for it is kept at
-the replicas (wishes.py). Each gateway looks at all of them every few seconds: it serves what all hold,
-withdraws what is no longer wanted, and brings the newest wish to a replica that lacks it, as one that started
-again.
+A family is loaded at every replica of encoder, denoiser and decoder, or at none (everywhere.py). The wish for
+it is kept at the replicas (wishes.py). Each gateway looks at all of them every few seconds: it serves what
+all hold, withdraws what is no longer wanted, and brings the newest wish to a replica that lacks it, as one
+that started again (bringing.py).
 """
 
 import asyncio
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
-from sfumato.common.errors import FailedPrecondition, NotFound, SfumatoError, Unavailable
+from sfumato.common.errors import FailedPrecondition, SfumatoError
 from sfumato.common.shielded import to_its_end
+from sfumato.gateway.bringing import Bringing
 from sfumato.gateway.channels import ModelServices
-from sfumato.gateway.model_replicas import Answer, ModelReplica, ModelReplicas
+from sfumato.gateway.everywhere import Scattered, all_answers, let_go, loaded
+from sfumato.gateway.model_replicas import Answer, ModelReplicas
 from sfumato.gateway.parameters import FamilyInfo
-from sfumato.gateway.wishes import SERVICES, Wish, held_everywhere, lacking, newest_wishes, next_revision
+from sfumato.gateway.served_families import Served, ServedFamilies
+from sfumato.gateway.wishes import held_everywhere, lacking, newest_wishes
 
 log = structlog.get_logger()
 
-AGAIN_SECONDS = 30.0  # until a wish is brought again to a replica that refused it
 
+class Families:
+    """Of one gateway replica.
 
-@dataclass
-class Served:
-    """A family as requests need it."""
-
-    info: FamilyInfo
-    services: ModelServices
-    num_requests: int = 0
-    idle: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-class ServedFamilies:
-    """By name, the default one first."""
+    Attributes:
+        served: what requests can ask for.
+    """
 
     def __init__(self, services: ModelServices, info: FamilyInfo, look_seconds: float) -> None:
         """
@@ -46,53 +40,23 @@ class ServedFamilies:
             info: of their own family, the default.
             look_seconds: how often all replicas are looked at.
         """
-        self.default = info.name
+        self.served = ServedFamilies(Served(info, services))
         self._services, self._replicas = services, ModelReplicas(services)
-        self._served = {info.name: Served(info, services)}
-        self._lock = asyncio.Lock()
-        self._wanted: set[str] = set()  # as far as replicas knew when they were last looked at
+        self._lock = asyncio.Lock()  # of loads: of two that fit one by one, none would be loaded otherwise
         self._looked = asyncio.Event()
-        self._changing = ""  # the family that this gateway loads or lets go
+        self._changing: set[str] = set()  # those that this gateway loads or lets go
         self._num_changes = 0  # that have ended
-        self._bringing: dict[tuple[str, str], asyncio.Task[None]] = {}  # by replica's target and family
+        self._bringing = Bringing()
         self._running: set[asyncio.Task[Any]] = set()
         self._follower = asyncio.create_task(self._follow(look_seconds))
-
-    @property
-    def names(self) -> list[str]:
-        """Of those that requests can ask for."""
-        return list(self._served)
-
-    def info(self, name: str) -> FamilyInfo:
-        """Of one that is served."""
-        return self._served[name].info
-
-    @contextlib.contextmanager
-    def use(self, name: str) -> Iterator[Served]:
-        """A family for the time of a request; "": the default.
-
-        Raises:
-            Unavailable: it is wanted, and some replica has still to load it.
-            NotFound: it is not served.
-        """
-        served = self._served.get(name or self.default)
-        if served is None and name in self._wanted:
-            raise Unavailable(f"{name} is being loaded; try again later", field="family", value=name)
-        if served is None:
-            raise self._not_served(name, "family")
-        served.num_requests += 1
-        served.idle.clear()
-        try:
-            yield served
-        finally:
-            served.num_requests -= 1
-            if not served.num_requests:
-                served.idle.set()
 
     async def load(self, name: str) -> None:
         """Loads it everywhere and serves it; nothing where it is served. Cancelled, it goes on.
 
+        One that is being let go, and waits for requests of this gateway, is kept.
+
         Raises:
+            FailedPrecondition: the replicas are just letting it go.
             NotFound: there is no such family.
             Unavailable: a service does not answer.
             ForwardedError: one refuses, say because it would not fit; then none keeps it.
@@ -103,8 +67,13 @@ class ServedFamilies:
     async def unload(self, name: str) -> None:
         """Refuses new requests, waits for the running ones, and lets it go everywhere. Cancelled, it goes on.
 
+        Where that fails, it is served as before; but Scattered: when every replica has it again.
+
         Raises:
-            FailedPrecondition: it is the default. NotFound: it is not served.
+            FailedPrecondition: it is the default, or is being loaded or let go already, or loaded meanwhile;
+                or requests still use it near the deadline (ForwardedError: those of other gateways).
+            NotFound: it is not served.
+            Unavailable, DeadlineExceeded: a service does not answer.
         """
         await to_its_end(self._unload(name), self._running)
 
@@ -118,85 +87,62 @@ class ServedFamilies:
 
     async def close(self) -> None:
         """Ends what runs in the background."""
-        for task in (self._follower, *self._bringing.values(), *self._running):
+        self._bringing.close()
+        for task in (self._follower, *self._running):
             task.cancel()
         await self._replicas.close()
 
     async def _load(self, name: str) -> None:
+        if self._is_kept(name):  # at once, whatever else is being loaded
+            return
         async with self._lock:
-            if name in self._served:
+            if self._is_kept(name):
                 return
-            answers = await self._all_answers()
-            loadable = frozenset.intersection(*(answer.loadable for answer in answers))
-            # Where no folder is set at all, the service says how to set one.
-            if name not in loadable and all(answer.loadable for answer in answers):
-                known = ", ".join(sorted(loadable)) or "none"
-                raise NotFound(f"no family {name!r:.80} to load; there are {known}", field="name",
-                               limit=known, value=name)  # fmt: skip
-            self._changing = name
-            replicas = [answer.replica for answer in answers]
-            revision = next_revision(answers, name)
-            try:
-                await _all(replica.load(name, revision) for replica in replicas)
-                await self._replicas.answers()  # which notes it at the denoisers
-                await self._serve(name)
-            except Exception:
-                undo = (replica.unload(name, revision + 1) for replica in replicas)
-                await asyncio.gather(*undo, return_exceptions=True)
-                raise
-            finally:
-                self._changed()
+            with self._change(name):
+                async with loaded(self._replicas, name):
+                    self.served.serve(name, await self._opened(name))
+
+    def _is_kept(self, name: str) -> bool:
+        """Whether nothing is to be loaded."""
+        return name in self.served or self.served.keep(name)
 
     async def _unload(self, name: str) -> None:
-        async with self._lock:
-            if name == self.default:
-                raise FailedPrecondition(
-                    f"{name} is the default family and stays; start the services with another",
-                    field="name", limit="another family than the default", value=name,
-                )  # fmt: skip
-            if name not in self._served:
-                raise self._not_served(name, "name")
-            await self._all_answers()  # else nobody would hear of it
-            self._changing = name
-            self._wanted.discard(name)
-            served = self._served.pop(name)
+        if name == self.served.default:
+            raise FailedPrecondition(
+                f"{name} is the default family and stays; start the services with another",
+                field="name", limit="another family than the default", value=name,
+            )  # fmt: skip
+        with self._change(name):
+            wish = newest_wishes(await all_answers(self._replicas)).get(name)
+            served = self.served.withdraw(name)
+            # One that some replica could not load is not served, and wanted all the same.
+            if served is None and (wish is None or not wish.wanted):
+                raise self.served.missing(name, "name")
             try:
-                await served.idle.wait()
-                answers = await self._all_answers()
-                revision = next_revision(answers, name)
-                # Denoisers first: they wait for the streams of requests of other gateways, too.
-                for first in (True, False):
-                    await _all(
-                        answer.replica.unload(name, revision)
-                        for answer in answers
-                        if (answer.replica.denoiser is not None) is first
-                    )
-            finally:
-                self._changed()
+                if served is not None:
+                    await self.served.unused(name, served)
+                await let_go(self._replicas, name)
+            except Exception as error:
+                if served is not None and not isinstance(error, Scattered):
+                    self.served.serve(name, served)
+                raise
 
-    def _changed(self) -> None:
-        self._changing = ""
-        self._num_changes += 1
+    @contextlib.contextmanager
+    def _change(self, name: str) -> Iterator[None]:
+        """While this gateway loads it or lets it go, nobody else here does."""
+        if name in self._changing:
+            raise FailedPrecondition(f"{name} is being loaded or let go; try again when that has ended",
+                                     field="name", limit="a family at rest", value=name)  # fmt: skip
+        self._changing.add(name)
+        try:
+            yield
+        finally:
+            self._changing.discard(name)
+            self._num_changes += 1
 
-    def _not_served(self, name: str, field: str) -> NotFound:
-        known = ", ".join(self._served)
-        return NotFound(f"{name!r:.80} is not served here; there are {known}", field=field,
-                        limit=known, value=name)  # fmt: skip
-
-    async def _serve(self, name: str) -> None:
+    async def _opened(self, name: str) -> Served:
         services = self._services.of(name)
-        served = Served(await services.family(), services)
-        served.idle.set()
-        self._served.setdefault(name, served)  # a look and a load may both come to it
-        log.info("family served", family=name)
-
-    async def _all_answers(self) -> list[Answer]:
-        """Of at least one replica of each service."""
-        answers = await self._replicas.answers()
-        silent = set(SERVICES) - {answer.replica.service for answer in answers}
-        if silent:
-            raise Unavailable(f"no {sorted(silent)[0]} answers; try again later")
-        return answers
+        return Served(await services.family(), services)
 
     async def _follow(self, seconds: float) -> None:
         while True:
@@ -211,40 +157,20 @@ class ServedFamilies:
         """Once: serves, withdraws and brings what has to be."""
         before = self._num_changes
         answers = await self._replicas.answers()
-        if self._num_changes > before:
-            return  # some may be of before the change; the next look sees it
         wishes = newest_wishes(answers)
-        self._wanted = {name for name, wish in wishes.items() if wish.wanted and name != self._changing}
+        if self._num_changes == before:
+            self.served.wanted = {name for name, wish in wishes.items() if wish.wanted} - self._changing
         for name, wish in wishes.items():
-            if name == self._changing:
+            if self._num_changes > before:
+                return  # some answers may be of before the change; the next look sees it
+            if name in self._changing:
                 continue
-            if not wish.wanted and name in self._served:
-                del self._served[name]
+            if not wish.wanted and self.served.withdraw(name):
                 log.info("family withdrawn: another gateway let it go", family=name)
             for answer in lacking(answers, name, wish):
-                self._bring(answer.replica, name, wish)
-            if wish.wanted and name not in self._served and held_everywhere(answers, name):
+                self._bringing.bring(answer.replica, name, wish)
+            if wish.wanted and name not in self.served and held_everywhere(answers, name):
                 with contextlib.suppress(SfumatoError):
-                    await self._serve(name)
-
-    def _bring(self, replica: ModelReplica, name: str, wish: Wish) -> None:
-        key = replica.target, name
-        if key not in self._bringing:
-            self._bringing[key] = asyncio.create_task(self._brought(replica, name, wish))
-
-    async def _brought(self, replica: ModelReplica, name: str, wish: Wish) -> None:
-        try:
-            await (replica.load if wish.wanted else replica.unload)(name, wish.revision)
-            log.info("family brought", family=name, target=replica.target, wanted=wish.wanted)
-        except SfumatoError as error:
-            log.warning("family cannot be brought", family=name, target=replica.target, error=error.message)
-            await asyncio.sleep(AGAIN_SECONDS)
-        finally:
-            del self._bringing[replica.target, name]
-
-
-async def _all(work: Any) -> None:
-    """All to their ends; then the first failure is raised."""
-    for result in await asyncio.gather(*work, return_exceptions=True):
-        if isinstance(result, BaseException):
-            raise result
+                    served = await self._opened(name)
+                    if self._num_changes == before and name not in self._changing:
+                        self.served.serve(name, served)

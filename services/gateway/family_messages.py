@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 from sfumato_protos.v1 import gateway_pb2
 
-from sfumato.gateway.families import ServedFamilies
 from sfumato.gateway.generate_messages import scheduler_value
 from sfumato.gateway.guidance_messages import kind_value
 from sfumato.gateway.model_replicas import Answer
 from sfumato.gateway.parameters import FamilyInfo
 from sfumato.gateway.sampling import SCHEDULERS
+from sfumato.gateway.served_families import ServedFamilies
 
 METHODS = ("text-to-image", "image-to-image", "inpainting")
 ATTENTION_METHODS = ("attention-maps", "prompt-to-prompt")

@@ -49,11 +49,16 @@ class ModelReplica:
         with calling(self.service, self.target):
             await self.stub.LoadModel(request, metadata=calls.outgoing()["metadata"])
 
-    async def unload(self, family: str, revision: int) -> None:
-        """As load."""
+    async def unload(self, family: str, revision: int, timeout: float | None = None) -> None:
+        """timeout: seconds; None: as long as the replica waits for calls that use it.
+
+        Raises:
+            DeadlineExceeded: it does not answer in time.
+            Unavailable, ForwardedError: as load.
+        """
         request = model_pb2.UnloadModelRequest(family=family, revision=revision)
         with calling(self.service, self.target):
-            await self.stub.UnloadModel(request, metadata=calls.outgoing()["metadata"])
+            await self.stub.UnloadModel(request, timeout=timeout, metadata=calls.outgoing()["metadata"])
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ class Held:
     sound: bool = True  # whether that answer was right
     weights_digest: str = ""
     engine: str = ""
+    looking: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by who waits for its canary step
 
 
 @dataclass
@@ -55,8 +56,12 @@ class Replica:
 
 
 def usable(replicas: list[Replica], family: str = "") -> list[Replica]:
-    """Those that have the family and whose canary step with it did not go wrong."""
-    return [replica for replica in replicas if family in replica.families and replica.families[family].sound]
+    """Those that have the family and whose canary step with it did not go wrong.
+
+    Where none has it, all: they say whether it is still to come or was unloaded.
+    """
+    having = [replica for replica in replicas if family in replica.families]
+    return [replica for replica in having if replica.families[family].sound] if having else replicas
 
 
 def pick(replicas: list[Replica]) -> Replica:

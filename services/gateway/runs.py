@@ -16,7 +16,6 @@ from sfumato.gateway.config import GatewaySettings
 from sfumato.gateway.edit_messages import edit_response, given_edit_fields
 from sfumato.gateway.edit_parameters import resolve_edit
 from sfumato.gateway.fair_queue import Demand, FairQueue, Limits
-from sfumato.gateway.families import ServedFamilies
 from sfumato.gateway.generate_messages import given_fields, to_response
 from sfumato.gateway.generation import Generation, pace_key
 from sfumato.gateway.job import Event as JobEvent
@@ -43,6 +42,7 @@ from sfumato.gateway.row_steps import (
     num_evaluations,
     row_steps,
 )
+from sfumato.gateway.served_families import ServedFamilies
 
 
 class Runs:

@@ -11,11 +11,12 @@ from sfumato_protos.v1 import gateway_pb2, gateway_pb2_grpc
 
 from sfumato.common.calls import Context
 from sfumato.common.errors import InvalidArgument, Unavailable
+from sfumato.common.status import ForwardedError
 from sfumato.gateway.access import Access
 from sfumato.gateway.channels import ModelServices
 from sfumato.gateway.config import GatewaySettings
 from sfumato.gateway.editing import EditorChannel, register_editing
-from sfumato.gateway.families import ServedFamilies
+from sfumato.gateway.families import Families
 from sfumato.gateway.family_messages import families_response
 from sfumato.gateway.runs import Runs
 from sfumato.gateway.safety import Concept, read_concepts
@@ -30,7 +31,8 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
     service_name = "sfumato.v1.GatewayService"
     also_serves = ("sfumato.v1.EditorService", "google.longrunning.Operations")
     services: ModelServices
-    runs: Runs  # from when the model services are there
+    families: Families  # from when the model services are there
+    runs: Runs
 
     def __init__(self, settings: GatewaySettings) -> None:
         self.settings = settings
@@ -54,11 +56,11 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
                 # diffusers imports each scheduler at its first use: now, not in the first request.
                 for name in SCHEDULERS:
                     make_scheduler(name, info.scheduler_config)
-                families = ServedFamilies(self.services, info, self.settings.resolve_seconds)
-                self.runs = Runs(self.settings, self.admission, families)
-                await families.looked()
+                self.families = Families(self.services, info, self.settings.resolve_seconds)
+                self.runs = Runs(self.settings, self.admission, self.families.served)
+                await self.families.looked()
                 return
-            except (grpc.aio.AioRpcError, Unavailable) as error:
+            except (ForwardedError, Unavailable) as error:
                 log.info("waiting for the model services", error=str(error)[:200])
                 # gRPC looks up a name that has no address ever more seldom: a new channel asks at once.
                 await self.services.close()
@@ -72,7 +74,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
     async def close(self) -> None:
         if hasattr(self, "runs"):
             await self.runs.jobs.close()
-            await self.runs.families.close()
+            await self.families.close()
         if hasattr(self, "services"):
             await self.services.close()
         await self.editing.close()
@@ -84,13 +86,13 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
             raise InvalidArgument("page_size", "0 to 1000", request.page_size)
         if request.page_token:
             raise InvalidArgument("page_token", "a token that this service gave", request.page_token)
-        answers, editing = await asyncio.gather(self.runs.families.answers(), self.editing.methods())
-        return families_response(self.runs.families, answers, editing, self.settings.max_pixels)
+        answers, editing = await asyncio.gather(self.families.answers(), self.editing.methods())
+        return families_response(self.families.served, answers, editing, self.settings.max_pixels)
 
     async def LoadFamily(
         self, request: gateway_pb2.LoadFamilyRequest, context: Context
     ) -> gateway_pb2.LoadFamilyResponse:
-        await self.runs.families.load(request.name)
+        await self.families.load(request.name)
         listed = await self.ListFamilies(gateway_pb2.ListFamiliesRequest(), context)
         return gateway_pb2.LoadFamilyResponse(
             family=next((family for family in listed.families if family.name == request.name), None)
@@ -99,7 +101,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
     async def UnloadFamily(
         self, request: gateway_pb2.UnloadFamilyRequest, context: Context
     ) -> gateway_pb2.UnloadFamilyResponse:
-        await self.runs.families.unload(request.name)
+        await self.families.unload(request.name)
         return gateway_pb2.UnloadFamilyResponse()
 
     async def Generate(

@@ -177,6 +177,25 @@ async def test_unloading_lets_running_requests_end_and_refuses_new_ones(client: 
     assert await image(client, "v_prediction", num_inference_steps=300) == undisturbed
 
 
+async def test_unloading_ends_near_its_deadline_and_nothing_has_changed(
+    client: AsyncClient, served: Stack
+) -> None:
+    await client.load_family("v_prediction")
+    request = {**REQUEST, "num_inference_steps": 900}
+    async with AsyncClient(served.target, timeout=1.5) as hasty:
+        going = asyncio.create_task(client.generate("a cat", family="v_prediction", **request))
+        await asyncio.sleep(0.2)
+        with pytest.raises(
+            SfumatoError, match=r"1 request still used families/v_prediction after 1\.3 s"
+        ) as refused:
+            await hasty.unload_family("v_prediction")
+        assert refused.value.code == "FAILED_PRECONDITION"
+        assert not going.done()
+        going.cancel()
+    assert await image(client, "v_prediction")
+    await client.unload_family("v_prediction")
+
+
 async def test_services_that_start_again_are_brought_the_families(client: AsyncClient, served: Stack) -> None:
     await client.load_family("sdxl")
     before = await image(client, "sdxl")

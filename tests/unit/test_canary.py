@@ -14,7 +14,7 @@ from sfumato.common.tensors import from_message, to_message
 from sfumato.gateway.canary import Canary
 from sfumato.gateway.conditioning import Conditioning
 from sfumato.gateway.denoisers import DenoiserStream
-from sfumato.gateway.replicas import Replicas
+from sfumato.gateway.replicas import Held, Replicas
 
 
 class Denoiser(denoiser_pb2_grpc.DenoiserServiceServicer):
@@ -22,6 +22,7 @@ class Denoiser(denoiser_pb2_grpc.DenoiserServiceServicer):
 
     def __init__(self, weights: str = "w", engine: str = "e") -> None:
         self.weights, self.engine, self.factor, self.num_steps = weights, engine, 2.0, 0
+        self.seconds = 0.0  # that a step takes
 
     async def GetDenoiserInfo(self, request: Any, context: Any) -> denoiser_pb2.GetDenoiserInfoResponse:
         return denoiser_pb2.GetDenoiserInfoResponse(
@@ -35,6 +36,7 @@ class Denoiser(denoiser_pb2_grpc.DenoiserServiceServicer):
         async for request in request_iterator:
             if request.HasField("step"):
                 self.num_steps += 1
+                await asyncio.sleep(self.seconds)
                 latents = from_message(request.step.latents, "latents", (1, 4, None, None), 2**20)
                 yield denoiser_pb2.DenoiseResponse(noise_pred=to_message(latents * self.factor))
 
@@ -126,3 +128,53 @@ async def test_one_that_is_busy_or_silent_is_not_judged() -> None:
         await asyncio.wait_for(canary.look(), 30)
         assert busy.num_steps == steps
         assert [replica.own.sound for replica in replicas.current] == [True, True]
+
+
+async def test_a_family_that_a_busy_denoiser_never_answered_with_is_looked_at() -> None:
+    busy = Denoiser()
+    async with serving(busy) as (canary, replicas):
+        (replica,) = replicas.current
+        await canary.look()
+        replica.num_trajectories = 1
+        replica.families["families/new"] = held = Held()
+        steps = busy.num_steps
+        await canary.look()
+        await canary.look()
+        assert (held.weights_digest, held.engine, held.sound) == ("w", "e", True)
+        assert busy.num_steps == steps + 1
+
+
+async def test_bits_seen_beside_other_rows_are_expected_of_nobody() -> None:
+    one, other = Denoiser(), Denoiser()
+    async with serving(one, other) as (canary, replicas):
+        busy = replicas.current[0]
+        one.factor, busy.num_trajectories = 2.0001, 1
+        await canary.look()
+        assert [replica.own.sound for replica in replicas.current] == [True, True]
+        one.factor, busy.num_trajectories = 2.0, 0
+        await canary.look()
+        assert [replica.own.sound for replica in replicas.current] == [True, True]
+        one.factor = 2.0001
+        await canary.look()
+        assert [replica.own.sound for replica in replicas.current] == [False, True]
+
+
+async def test_a_family_that_leaves_as_it_is_looked_at_ends_no_look() -> None:
+    denoiser = Denoiser()
+    async with serving(denoiser) as (canary, replicas):
+        replicas.current[0].families["families/gone"] = Held()
+        looking = asyncio.create_task(canary.look())
+        await asyncio.sleep(0)
+        del replicas.current[0].families["families/gone"]
+        await looking
+        assert replicas.current[0].own.weights_digest == "w"
+
+
+async def test_two_looks_at_a_time_do_not_step_beside_each_other() -> None:
+    denoiser = Denoiser()
+    denoiser.seconds = 0.1
+    async with serving(denoiser) as (_, replicas):
+        canary = Canary(replicas, 60.0)
+        await asyncio.gather(canary.look(), canary.look())
+        assert denoiser.num_steps == 1
+        assert replicas.current[0].own.weights_digest == "w"

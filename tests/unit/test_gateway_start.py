@@ -49,6 +49,6 @@ async def test_a_gateway_that_was_too_early_asks_on_new_channels(monkeypatch: py
     monkeypatch.setattr(servicer, "ModelServices", OnceDeaf)
     gateway: Any = servicer.GatewayServicer(GatewaySettings())
     await gateway.load()
-    assert gateway.runs.families.names == ["families/tiny"]
+    assert gateway.families.served.names == ["families/tiny"]
     assert (OnceDeaf.opened, OnceDeaf.closed) == (2, 1)
-    await gateway.runs.families.close()
+    await gateway.families.close()

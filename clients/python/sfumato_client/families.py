@@ -36,7 +36,10 @@ class Families:
             raise from_rpc_error(error) from error
 
     def unload_family(self, name: str) -> None:
-        """Lets a family go: returns when its running requests have ended and its memory is free."""
+        """Lets a family go: returns when its running requests have ended and its memory is free.
+
+        Raises SfumatoError, FAILED_PRECONDITION, if some still run near the timeout: it is served as before.
+        """
         try:
             request = gateway_pb2.UnloadFamilyRequest(name=family_name(name))
             self._stub.UnloadFamily(request, timeout=self.timeout)

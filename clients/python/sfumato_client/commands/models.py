@@ -81,9 +81,11 @@ def load(
 def unload(
     name: Name,
     target: Gateway = "127.0.0.1:50051",
-    timeout: Annotated[float, typer.Option(help="Seconds; then it goes on.")] = 1800.0,
+    timeout: Annotated[float, typer.Option(help="Seconds, most of them for its running requests.")] = 1800.0,
 ) -> None:
     """Let a family go: its running requests end, then its memory is freed. Not the default one.
+
+    If some still run when the time is nearly over, it is served as before. `models load` keeps it meanwhile.
 
     Example: sfumato models unload sd15
     """
