@@ -50,6 +50,29 @@ def video_file(
     return buffer.getvalue()
 
 
+def growing_file(first: tuple[int, int], then: tuple[int, int]) -> bytes:
+    """A webm of two black frames of one (width, height), which the header names, and one of another."""
+    buffer, rate = io.BytesIO(), Fraction(25)
+    small, large = (
+        av.VideoFrame.from_ndarray(np.zeros((height, width, 3), np.uint8), format="rgb24")
+        for width, height in (first, then)
+    )
+    with av.open(buffer, "w", format="webm") as container:
+        stream: Any = container.add_stream("libvpx-vp9", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = *first, "yuv420p"
+        for _ in range(2):
+            container.mux(stream.encode(small))
+        container.mux(stream.encode())
+        other: Any = av.CodecContext.create("libvpx-vp9", "w")
+        other.width, other.height, other.pix_fmt = *then, "yuv420p"
+        other.time_base, other.framerate, other.options = 1 / rate, rate, {"deadline": "realtime"}
+        for packet in [*other.encode(large), *other.encode()]:
+            packet.stream, packet.time_base = stream, 1 / rate
+            packet.pts = packet.dts = 2
+            container.mux(packet)
+    return buffer.getvalue()
+
+
 def file_without_frames(kind: str = "mp4", side: int = 32) -> bytes:
     """A header of a square picture, and the end: mp4 or gif."""
     if kind == "gif":

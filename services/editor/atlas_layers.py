@@ -18,6 +18,7 @@ from sfumato.editor.decomposition import Decomposition, maps_of
 
 VISIBLE = 0.5  # share of a pixel
 SAMPLES = 2  # along each side of a pixel, whose mean is what it shows
+LEAST_SIDE = 8  # pixels of a box, which the generator needs
 MARGIN = 0.1  # of its sides, around the part of the atlas that the clip shows
 
 
@@ -47,9 +48,9 @@ class LayerMaps:
         low, high = seen.amin(0), seen.amax(0)
         reach = (high - low) * MARGIN
         pixels = (torch.stack([low - reach, high + reach]).clamp(-1, 1) + 1) / 2 * side
-        left, top = pixels[0].floor().int().tolist()
+        left, top = pixels[0].floor().clamp(max=side - LEAST_SIDE).int().tolist()
         right, bottom = pixels[1].ceil().int().tolist()
-        return left, top, max(right, left + 8), max(bottom, top + 8)
+        return left, top, max(right, left + LEAST_SIDE), max(bottom, top + LEAST_SIDE)
 
     def lay(
         self, edit_layer: torch.Tensor, t: int, box: tuple[int, int, int, int], side: int

@@ -40,9 +40,10 @@ def rigidity(at: torch.Tensor, right: torch.Tensor, below: torch.Tensor, scale: 
     d = along_y.square().sum(-1) + RIGIDITY_EPSILON
     b = (along_x * along_y).sum(-1)
     norm = (a.square() + 2 * b.square() + d.square()).sqrt()
-    return (
-        norm + norm / (a * d - b.square())
-    ).mean()  # a symmetric 2 x 2 matrix's inverse has its norm / det
+    # The determinant is a d - b^2; so written, float32 has some of it left where J is large and singular.
+    area = along_x[:, 0] * along_y[:, 1] - along_x[:, 1] * along_y[:, 0]
+    determinant = area.square() + RIGIDITY_EPSILON * (a + d - RIGIDITY_EPSILON)
+    return (norm + norm / determinant).mean()  # a symmetric 2 x 2 matrix's inverse has its norm / det
 
 
 def flow_loss(uv: torch.Tensor, uv_there: torch.Tensor, weight: torch.Tensor, pixels: float) -> torch.Tensor:

@@ -84,9 +84,16 @@ class AtlasNetworks(nn.Module):
 
     def colours(self, foreground_uv: torch.Tensor, background_uv: torch.Tensor) -> torch.Tensor:
         """Both layers' colours at uv [k, 2]: [2, k, 3] in (0, 1), the foreground first."""
-        places = torch.stack([foreground_uv * 0.5 + 0.5, background_uv * 0.5 - 0.5])
-        raw = torch.tanh(self.atlas(encode(places.flatten(0, 1), self.sizes.atlas_bands)))
-        return ((raw + 1) / 2).unflatten(0, places.shape[:2])
+        pair = torch.cat([self.places(foreground_uv, "foreground"), self.places(background_uv, "background")])
+        return self.colours_at(pair).unflatten(0, (2, len(foreground_uv)))
+
+    def places(self, uv: torch.Tensor, layer: str) -> torch.Tensor:
+        """A layer's uv [k, 2] as places of the one atlas [k, 2]: in its quadrant."""
+        return uv * 0.5 + (0.5 if layer == "foreground" else -0.5)
+
+    def colours_at(self, places: torch.Tensor) -> torch.Tensor:
+        """The colours [k, 3] in (0, 1) at places of the atlas [k, 2]."""
+        return (torch.tanh(self.atlas(encode(places, self.sizes.atlas_bands))) + 1) / 2
 
 
 def opacity_of(logits: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,6 @@ from sfumato.editor.atlas_networks import AtlasNetworks, Sizes, composite, coord
 from sfumato.editor.method import Tensors
 from sfumato.editor.pixels import to_image
 
-LAYERS = ("foreground", "background")
 CHUNK = 32_768  # points that are rendered at one time
 # Pixels of an atlas picture's side for each of the clip's longest. The mappings are 0.8 of the identity, so a
 # pixel of the clip is 1.6 of an atlas's, where nothing grows or shrinks.
@@ -81,7 +80,6 @@ def atlas_picture(found: Decomposition, layer: str) -> Image.Image:
     side = found.atlas_side
     middles = (torch.arange(side, device=found.frames.device) * 2 + 1) / side - 1
     v, u = torch.meshgrid(middles, middles, indexing="ij")
-    index = LAYERS.index(layer)
-    parts = torch.stack([u, v], -1).view(-1, 2).split(CHUNK)
-    colours = torch.cat([found.networks.colours(part, part)[index] for part in parts])
+    places = found.networks.places(torch.stack([u, v], -1).view(-1, 2), layer)
+    colours = torch.cat([found.networks.colours_at(part) for part in places.split(CHUNK)])
     return to_image(colours.view(1, side, side, 3).permute(0, 3, 1, 2))

@@ -14,6 +14,8 @@ from sfumato.editor.video import Video
 SURE = 64  # of 255: a scribble's darker pixels are background, those lighter than 255 - SURE foreground
 BAND = 4  # pixels beside a carried mask's edge, among which GrabCut decides
 LEAST_DIFFERENCE = 12.0  # of 255, between the foreground and what it covers
+REACH = 2  # frames on each side of the middle one, in which the background is looked for
+BAND_ROWS = 16  # of the background that are made at one time: of all frames, they need memory
 LEAST_SHARE = 0.002  # of the frame, of a foreground that was found
 
 
@@ -69,24 +71,58 @@ def from_motion(frames: np.ndarray, flows: Flows) -> np.ndarray:
 def _differences(frames: np.ndarray, motion: np.ndarray) -> np.ndarray:
     """Of each frame from the background alone, the largest of the three colours: float32 [n, h, w].
 
+    It is 0 where no background is known: further than REACH frames from the middle one.
+
     Args:
         motion: [n, 3, 3], from each frame's pixels to common ones.
     """
     height, width = frames.shape[1:3]
-    # The common picture reaches half a frame beyond the middle one's on every side.
-    middle = np.array([[1, 0, width / 2], [0, 1, height / 2], [0, 0, 1]])
-    matrices, size = (middle @ motion)[:, :2], (2 * width, 2 * height)
-    laid = np.stack(
-        [
-            cv2.warpAffine(frame, matrix, size, borderValue=(-1, -1, -1))
-            for frame, matrix in zip(frames.astype(np.int16), matrices, strict=True)
-        ]
-    )
-    median: np.ma.MaskedArray = np.ma.median(np.ma.masked_less(laid, 0), 0)  # type: ignore[no-untyped-call]
-    background = median.filled(0).astype(np.float32)
+    corners = np.array([[0, width, 0, width], [0, 0, height, height], [1, 1, 1, 1]])
+    places = (motion @ corners)[:, :2]
+    size = np.array([width, height])
+    low = np.floor(places.min((0, 2))).clip(-REACH * size, 0)
+    high = np.ceil(places.max((0, 2))).clip(size, (REACH + 1) * size)
+    matrices = motion[:, :2] - np.array([[0, 0, low[0]], [0, 0, low[1]]])
+    background, seen = _background(frames, matrices, (high - low).astype(int))
     inverse = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    alone = [cv2.warpAffine(background, matrix, (width, height), flags=inverse) for matrix in matrices]
-    return np.stack([np.abs(a - b).max(-1) for a, b in zip(frames.astype(np.float32), alone, strict=True)])
+    found = []
+    for frame, matrix in zip(frames, matrices, strict=True):
+        alone, known = (
+            cv2.warpAffine(picture, matrix, (width, height), flags=inverse) for picture in (background, seen)
+        )
+        difference = np.abs(frame - alone / known.clip(0.5)[..., None]).max(-1)
+        found.append(np.where(known > 0.5, difference, 0))
+    return np.stack(found, dtype=np.float32)
+
+
+def _background(frames: np.ndarray, matrices: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The median [h, w, 3] of the frames laid over each other, 0 where none is, and where one is [h, w].
+
+    Args:
+        matrices: [n, 2, 3], from each frame's pixels to those of the common picture of that (width, height).
+    """
+    width, height = (int(side) for side in size)
+    background, seen = np.zeros((height, width, 3), np.float32), np.zeros((height, width), np.float32)
+    whole = np.ones(frames.shape[1:3], np.uint8)
+    for top in range(0, height, BAND_ROWS):
+        rows = slice(top, min(height, top + BAND_ROWS))
+        band = width, rows.stop - top
+        moved = matrices - np.array([[0, 0, 0], [0, 0, top]])
+        laid = np.stack(
+            [
+                cv2.warpAffine(frame, matrix, band, borderMode=cv2.BORDER_REPLICATE)
+                for frame, matrix in zip(frames, moved, strict=True)
+            ],
+            -1,
+        ).astype(np.int16)
+        inside = np.stack([cv2.warpAffine(whole, m, band, flags=cv2.INTER_NEAREST) for m in moved], -1)
+        laid[(inside == 0)[:, :, None].repeat(3, 2)] = np.iinfo(np.int16).max  # behind all that is seen
+        laid.sort(-1)
+        count = inside.sum(-1, dtype=np.int64)[..., None, None]
+        middle = [np.take_along_axis(laid, index.clip(0), -1) for index in ((count - 1) // 2, count // 2)]
+        seen[rows] = count[..., 0, 0] > 0
+        background[rows] = (middle[0][..., 0] + middle[1][..., 0]) / 2 * seen[rows][..., None]
+    return background, seen
 
 
 def _background_motion(flows: Flows) -> np.ndarray:
@@ -127,8 +163,12 @@ def _grab(frame: np.ndarray, labels: np.ndarray) -> np.ndarray:
     models = np.zeros((2, 1, 65))
     cv2.setRNGSeed(0)
     bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
-    cv2.grabCut(bgr, labels, (0, 0, 0, 0), models[0], models[1], 3, cv2.GC_INIT_WITH_MASK)
-    return np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.float32)
+    cut = labels.copy()
+    try:
+        cv2.grabCut(bgr, cut, (0, 0, 0, 0), models[0], models[1], 3, cv2.GC_INIT_WITH_MASK)
+    except cv2.error:  # no pixel is background, or none is after a round: there is nothing to cut
+        cut = labels
+    return np.isin(cut, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.float32)
 
 
 def mask_of(frames: np.ndarray, flows: Flows, first: Image.Image | None, whole: Video | None) -> np.ndarray:

@@ -44,7 +44,8 @@ def flow_by(model: torch.nn.Module, device: torch.device) -> Callable[[np.ndarra
         factor = max(1.0, LEAST_SIDE / min(height, width))
         size = [max(LEAST_SIDE, round(side * factor / MULTIPLE) * MULTIPLE) for side in (height, width)]
         both = F.interpolate(both, size=size, mode="bilinear", align_corners=False)
-        flow = F.interpolate(model(both[:1], both[1:])[-1], size=(height, width), mode="area")[0]
+        flow = model(both[:1], both[1:])[-1]
+        flow = F.interpolate(flow, size=(height, width), mode="bilinear", antialias=True)[0]
         scale = flow.new_tensor([width / size[1], height / size[0]]).view(2, 1, 1)
         found: np.ndarray = (flow * scale).permute(1, 2, 0).float().cpu().numpy()
         return found

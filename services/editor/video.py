@@ -15,6 +15,7 @@ from PIL import Image
 from sfumato.common.errors import InvalidArgument, ResourceExhausted
 
 KINDS = "an MP4, WebM or GIF file"
+DECODER_PIXELS = 4  # for each pixel of a frame: the most that the decoder makes memory for
 LEAST_SHARE = 0.9  # of the frames that the header promises; fewer: the file is cut off
 MAX_RATE = 240.0  # frames a second
 # The same bytes each time: x264's lookahead depends on memory beyond small frames.
@@ -83,6 +84,8 @@ def decode(data: bytes, field: str, limits: Limits) -> Video:
                 )
             stream = container.streams.video[0]
             promised = _check_header(container, stream, field, limits)
+            # A stream may grow behind its header. The decoder counts sides that are padded, to 64 pixels.
+            stream.codec_context.options = {"max_pixels": str(DECODER_PIXELS * limits.max_pixels)}
             frames = list(_frames(container, stream, field, limits))
             average = float(stream.average_rate or 0)
     except av.error.FFmpegError as error:

@@ -69,7 +69,7 @@ def read_tensors(file: Path, member: str = "") -> Tensors:
         member: the entry of a checkpoint that holds them, as "g_ema"; "state_dict" is looked into unasked.
 
     Raises:
-        WeightsError: it is neither, or holds more than tensors.
+        WeightsError: it is neither, holds more than tensors, or a tensor of fewer numbers than its shape has.
     """
     if file.suffix == ".safetensors":
         read_header(file)
@@ -85,14 +85,14 @@ def read_tensors(file: Path, member: str = "") -> Tensors:
             loaded = loaded[name]
     if not isinstance(loaded, Mapping):
         raise WeightsError(f"{file} holds no tensors by name but a {type(loaded).__name__}")
-    return {str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
+    return _held(file, {str(k): value for k, value in loaded.items() if isinstance(value, torch.Tensor)})
 
 
 def read_module(file: Path, name: str) -> Tensors:
     """The parameters and buffers of one module of a networks.pkl of NVIDIA's, by their dotted names.
 
     Raises:
-        WeightsError: it is no pickle, or has no module of that name.
+        WeightsError: it is no pickle, has no module of that name, or a tensor of too few numbers.
     """
     try:
         with file.open("rb") as opened:
@@ -101,7 +101,15 @@ def read_module(file: Path, name: str) -> Tensors:
         raise WeightsError(f"{file} is no pickle that can be read: {error}"[:300]) from error
     if not isinstance(loaded, Mapping) or not isinstance(loaded.get(name), Record):
         raise WeightsError(f"{file} holds no {name}")
-    return dict(_tensors(loaded[name], ""))
+    return _held(file, dict(_tensors(loaded[name], "")))
+
+
+def _held(file: Path, tensors: Tensors) -> Tensors:
+    """The tensors; raises WeightsError where one repeats its few numbers to any size (stride 0)."""
+    for name, tensor in tensors.items():
+        if tensor.nbytes > (held := tensor.untyped_storage().nbytes()):
+            raise WeightsError(f"{file} holds {held} bytes of {name} where it has {tensor.nbytes}")
+    return tensors
 
 
 def _tensors(module: Any, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:

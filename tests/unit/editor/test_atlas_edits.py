@@ -104,6 +104,15 @@ def test_laying_a_box_of_a_layer_is_laying_the_layer(earlier: Any, models: TinyM
     assert torch.allclose(one[0][:, seen], same[0][:, seen], atol=1e-4)
 
 
+@pytest.mark.parametrize("place", [-1.0, 0.0, 0.98, 1.0])
+def test_a_layer_that_is_one_spot_of_the_atlas_has_a_box_within_it(place: float) -> None:
+    uv = torch.full((1, 16, 16, 2), place)
+    box = LayerMaps(uv, torch.ones(1, 16, 16), torch.zeros(1, 3, 16, 16), 25.0).box(32)
+    assert 0 <= box[0] <= (place + 1) * 16 <= box[2] <= 32
+    assert (box[2] - box[0], box[3] - box[1]) == (8, 8)
+    assert box[:2] == (box[1], box[0])
+
+
 @pytest.mark.parametrize("shift", [0.0, 0.2, 0.5, 0.9])
 def test_what_is_finer_than_a_pixel_is_laid_as_its_mean(shift: float) -> None:
     middles = (torch.arange(8) + 0.5) / 4 - 1  # of 8 pixels, each over 2 of the layer's

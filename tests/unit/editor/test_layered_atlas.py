@@ -104,6 +104,13 @@ def test_rigidity_is_least_for_rigid_motion_and_agrees_with_the_matrix_form() ->
     got = terms.rigidity(at, jacobian[:, 0][None] / 3, jacobian[:, 1][None] / 3, 3.0)
     assert float(got) == pytest.approx(float(expected))
     assert got > rigid
+    # Large and singular, in the precision of training.
+    along = 1000 * random_uv(500, 2).detach()
+    share = random_uv(500, 1, seed=1).detach()
+    at = torch.zeros(500, 2, dtype=torch.float64)
+    exact = terms.rigidity(at, along, along * share, 1.0)
+    got = terms.rigidity(at.float(), along.float(), (along * share).float(), 1.0)
+    assert float(got) == pytest.approx(float(exact), rel=1e-3)
 
 
 def test_coordinates_and_encoding_are_the_papers() -> None:
@@ -149,9 +156,23 @@ def test_raft_is_the_flow_of_a_family_that_has_it(tmp_path: Path) -> None:
     with torch.inference_mode():
         expected = models.raft(2 * enlarged[0] - 1, 2 * enlarged[1] - 1)[-1] / 4
     found = torch.from_numpy(between(FRAMES[0], FRAMES[1]))
-    assert torch.allclose(found.permute(2, 0, 1)[None], F.avg_pool2d(expected, 4), atol=1e-3)
+    smaller = F.interpolate(expected, size=(32, 48), mode="bilinear", antialias=True)
+    assert torch.allclose(found.permute(2, 0, 1)[None], smaller, atol=1e-3)
     flows = flow.estimate(FRAMES[:2], 1, between)
     assert np.allclose(flows.flow[0, 0], found.numpy(), atol=0.01)
+
+
+@pytest.mark.parametrize("size", [(430, 765), (132, 196), (32, 48)])
+def test_rafts_flow_comes_back_at_the_place_it_was_found(size: tuple[int, int]) -> None:
+    def linear(first: torch.Tensor, second: torch.Tensor) -> list[torch.Tensor]:
+        """A tenth of each pixel's place, which is linear and so the same in any size."""
+        places = torch.meshgrid(*(torch.arange(side) + 0.5 for side in first.shape[-2:]), indexing="xy")
+        return [0.1 * torch.stack([places[0].T, places[1].T]).flip(0)[None]]
+
+    frame = np.zeros((*size, 3), np.uint8)
+    found = flow_by(linear, torch.device("cpu"))(frame, frame)  # type: ignore[arg-type]
+    y, x = np.mgrid[: size[0], : size[1]] + 0.5
+    assert np.abs(found - 0.1 * np.stack([x, y], -1))[2:-2, 2:-2].max() < 5e-3
 
 
 def test_weights_that_are_no_raft_are_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from sfumato.common.errors import InvalidArgument, ResourceExhausted
 from sfumato.editor.video import Limits, Video, decode, encode_mp4
-from tests.clips import audio_file, file_without_frames, moving_disc, video_file
+from tests.clips import audio_file, file_without_frames, growing_file, moving_disc, video_file
 
 LIMITS = Limits(
     max_bytes=10**6, max_frames=20, max_seconds=10.0, max_pixels=64 * 64, max_total_pixels=20 * 64 * 64
@@ -83,6 +83,12 @@ def test_each_limit_is_named(kind: str, limit: dict[str, float], said: str) -> N
     with pytest.raises(ResourceExhausted, match=said.split(",")[0]) as error:
         decode(video_file(moving_disc()[0], kind), "video", dataclasses.replace(LIMITS, **limit))
     assert error.value.field == "video"
+
+
+def test_a_stream_that_grows_behind_its_header_is_refused_before_memory_is_made_for_it() -> None:
+    data = growing_file((48, 32), (512, 512))
+    with pytest.raises(InvalidArgument, match="whole"):  # the decoder's word; a whole frame's would be limits
+        decode(data, "video", LIMITS)
 
 
 def test_a_long_file_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,3 +29,10 @@ def test_a_pickle_whose_entry_is_no_module_is_refused(tmp_path: Path) -> None:
     (tmp_path / "n.pkl").write_bytes(pickle.dumps({"G_ema": 5}))
     with pytest.raises(WeightsError, match="holds no G_ema"):
         read_module(tmp_path / "n.pkl", "G_ema")
+
+
+def test_a_tensor_that_repeats_one_number_to_any_size_is_refused(tmp_path: Path) -> None:
+    torch.save({"codebook": torch.zeros(1).expand(2**30, 256)}, tmp_path / "g.pt")
+    assert (tmp_path / "g.pt").stat().st_size < 10_000
+    with pytest.raises(WeightsError, match="4 bytes of codebook where it has 1099511627776"):
+        read_tensors(tmp_path / "g.pt")
