@@ -15,7 +15,7 @@ from sfumato.editor.atlas_layers import LayerMaps
 from sfumato.editor.decomposition import Decomposition, atlas_picture
 from sfumato.editor.method import Inputs, Method, Models, Progress, Tensors, choice, operation, whole
 from sfumato.editor.pixels import fitted, to_image, to_tensor
-from sfumato.editor.text2live import composite
+from sfumato.editor.text2live_losses import composite
 from sfumato.editor.video import Video
 
 # Differences of 255 at which paint begins to show, and covers: less is what encoders do.

@@ -1,8 +1,8 @@
 """Text2LIVE for a clip (Bar-Tal et al. 2022, section 3.4): the edit layer is painted on an atlas of the clip.
 
 The generator sees the part of the atlas that the clip shows; its layer is laid into frames by the mappings,
-which stay as layered_atlas.py found them. The losses are those of an image (text2live.py), on random frames,
-around the layer where it is small, and on the atlas itself; their mean over these is minimised.
+which stay as layered_atlas.py found them. The losses are those of an image (text2live_losses.py), on random
+frames, around the layer where it is small, and on the atlas itself; their mean over these is minimised.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,52 +18,28 @@ from sfumato.editor.atlas_layers import LayerMaps, on_atlas
 from sfumato.editor.attention import check_vit
 from sfumato.editor.clip import Clip
 from sfumato.editor.decomposition import Decomposition, atlas_picture
-from sfumato.editor.method import (
-    Inputs,
-    Method,
-    Models,
-    Progress,
-    Tensors,
-    choice,
-    operation,
-    real,
-    text,
-    whole,
-)
+from sfumato.editor.method import Inputs, Method, Models, Progress, Tensors, choice, operation, real, whole
 from sfumato.editor.optimised import iterate
 from sfumato.editor.pixels import to_image, to_tensor
 from sfumato.editor.skip_unet import SkipUNet, num_scales_of
-from sfumato.editor.text2live import LEAST_RATE, composite
+from sfumato.editor.text2live import LEAST_RATE
+from sfumato.editor.text2live_losses import LayerOptions, composite, losses
 from sfumato.editor.video import Video
 
 L0, RATE_DECAY = 0.005, 0.999  # of the video configuration
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(LayerOptions):
     """Defaults: omerbt/Text2LIVE, video."""
 
     decomposition: str = operation("decomposition")
     layer: str = choice("foreground", "background")
-    prompt: str = text(required=True)  # what the result shows
-    screen_prompt: str = text()  # what the edit layer shows, alone; empty: the prompt
-    source_prompt: str = text()  # what the clip shows; empty: no directional term
-    region_prompt: str = text()  # what is to be changed; empty: no bootstrapping
-    seed: int = whole(0, 0, 2**63 - 1)
     num_iterations: int = whole(3000, 1, 10_000)
-    learning_rate: float = real(0.0025, 0.0, 10.0)  # MADGRAD
     num_frames: int = whole(3, 1, 16)  # an iteration
     num_views: int = whole(6, 1, 256)  # of each
-    channels: int = whole(128, 8, 256)
-    num_scales: int = whole(7, 1, 7)  # fewer where the atlas is too small for them
-    templates: str = choice("photo", "emoji")  # the phrases that the family's CLIP knows
-    distance: str = choice("spherical", "cosine")
-    lambda_composition: float = real(1.0, 0.0, 1e3)
-    lambda_screen: float = real(1.0, 0.0, 1e3)
     lambda_structure: float = real(3.0, 0.0, 1e3)
     lambda_sparsity: float = real(0.1, 0.0, 1e3)
-    lambda_bootstrap: float = real(10.0, 0.0, 1e3)  # falls linearly to 0
-    num_bootstrap_iterations: int = whole(0, 0, 10_000)  # 0: all
 
 
 class State(text2live.State):
@@ -127,11 +103,11 @@ def step(state: State) -> dict[str, float]:
     layer: torch.Tensor = state.network(state.image)
     size = (options.num_frames,)
     chosen = torch.randint(len(maps.frames), size, generator=state.generator, device=layer.device)
-    seen = [text2live.losses(state, state.image, layer)]
+    seen = [losses(state, state.image, layer)]
     for t in chosen.tolist():
         rows, columns = maps.crop(t)
         here = maps.frames[t][None, :, rows, columns]
-        seen.append(text2live.losses(state, here, state.frame(layer, t)[..., rows, columns]))
+        seen.append(losses(state, here, state.frame(layer, t)[..., rows, columns]))
     return state.descend({name: torch.stack([terms[name] for terms in seen]).mean() for name in seen[0]})
 
 

@@ -18,7 +18,7 @@ from sfumato.editor.config import EditorSettings
 from sfumato.editor.decomposition import Decomposition, atlas_picture
 from sfumato.editor.edits import Request, prepare
 from sfumato.editor.method import Inputs
-from sfumato.editor.text2live import composite
+from sfumato.editor.text2live_losses import composite
 from sfumato.editor.video import Video, decode
 from tests.clips import moving_disc, video_file
 from tests.editor_process import noisy_image

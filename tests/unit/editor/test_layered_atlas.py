@@ -16,8 +16,9 @@ from sfumato.editor import atlas_losses as terms
 from sfumato.editor import flow, motion_mask
 from sfumato.editor.artifacts import ArtifactStore
 from sfumato.editor.atlas_networks import AtlasNetworks, Sizes, composite, coordinates, encode
+from sfumato.editor.atlas_objective import draw_blocks, losses, matches
 from sfumato.editor.decomposition import Decomposition, maps_of, render_frame
-from sfumato.editor.layered_atlas import METHOD, Options, draw_blocks, losses, matches, start
+from sfumato.editor.layered_atlas import METHOD, Options, start
 from sfumato.editor.method import Inputs
 from sfumato.editor.models import FamilyModels
 from sfumato.editor.pixels import to_tensor

@@ -11,7 +11,8 @@ from sfumato.editor.attention import relevancy
 from sfumato.editor.clip import Clip
 from sfumato.editor.method import Inputs
 from sfumato.editor.pixels import to_tensor
-from sfumato.editor.text2live import METHOD, Options, composite, sparsity, start, structure_loss
+from sfumato.editor.text2live import METHOD, Options, start
+from sfumato.editor.text2live_losses import composite, sparsity, structure_loss
 from sfumato.editor.views import clip_views, training_view
 from tests.tiny_models import TinyModels
 from tests.unit.editor.resuming import assert_resumes_bit_for_bit, finish
