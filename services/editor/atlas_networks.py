@@ -27,6 +27,16 @@ class Sizes:
     alpha_bands: int
     atlas_bands: int
 
+    def bytes_of(self, batch_size: int) -> int:
+        """The most that an iteration keeps for its gradient: two float32 activations a layer and point.
+
+        A point is a pixel and, for every fourth, where its flow leads; the mappings see two more for every
+        fourth (rigidity), the atlas each pixel for both layers.
+        """
+        mappings = self.foreground_layers + self.background_layers
+        layers = 1.25 * (mappings + self.alpha_layers) + 0.5 * mappings + 2 * self.atlas_layers
+        return int(8 * self.width * layers * batch_size)
+
 
 def encode(x: torch.Tensor, num_bands: int) -> torch.Tensor:
     """[..., d] to [..., 2 d num_bands]: sine and cosine of 2^k pi x (Mildenhall et al. 2020, equation 4)."""

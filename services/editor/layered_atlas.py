@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image
 
-from sfumato.common.errors import InvalidArgument
+from sfumato.common.errors import InvalidArgument, ResourceExhausted
 from sfumato.common.seeding import generator_of, initialise
 from sfumato.editor.atlas_networks import AtlasNetworks, Sizes
 from sfumato.editor.atlas_objective import REFERENCE_SIDE, draw_blocks, identity_loss, losses, mask_loss
@@ -39,6 +39,8 @@ from sfumato.editor.video import Video
 
 if TYPE_CHECKING:
     from sfumato.editor.flow import Flows
+
+MAX_BYTES = 8 * 2**30  # of an iteration; the defaults' is a tenth
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,13 @@ def check(options: Options, inputs: Inputs) -> None:
     """
     Raises:
         InvalidArgument: no video, or one of a single frame.
+        ResourceExhausted: the networks and the batch together need too much memory.
     """
+    if (needed := options.sizes().bytes_of(options.batch_size)) > MAX_BYTES:
+        most = options.batch_size * MAX_BYTES // needed
+        raise ResourceExhausted(
+            "batch_size", f"at most {most}, for networks of this width and depth", options.batch_size
+        )
     if inputs.video is None:
         raise InvalidArgument("video", "given", "nothing", "A layered atlas is made of a video.")
     if len(inputs.video.frames) < 2:

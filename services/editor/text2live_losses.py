@@ -32,7 +32,7 @@ class LayerOptions:
     source_prompt: str = text()  # what the image or clip shows; empty: no directional term
     region_prompt: str = text()  # what is to be changed; empty: no bootstrapping
     seed: int = whole(0, 0, 2**63 - 1)
-    learning_rate: float = real(0.0025, 0.0, 10.0)  # MADGRAD
+    learning_rate: float = real(0.0025, 1e-5, 10.0)  # MADGRAD
     channels: int = whole(128, 8, 256)
     num_scales: int = whole(7, 1, 7)  # fewer where the image or atlas is too small for them
     templates: str = choice("photo", "emoji")  # the phrases that the family's CLIP knows

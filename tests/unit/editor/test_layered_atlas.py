@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from sfumato.common.errors import FailedPrecondition, InvalidArgument
+from sfumato.common.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from sfumato.common.seeding import generator_of, initialise
 from sfumato.editor import atlas_losses as terms
 from sfumato.editor import flow, motion_mask
@@ -18,7 +18,7 @@ from sfumato.editor.artifacts import ArtifactStore
 from sfumato.editor.atlas_networks import AtlasNetworks, Sizes, composite, coordinates, encode
 from sfumato.editor.atlas_objective import draw_blocks, losses, matches
 from sfumato.editor.decomposition import Decomposition, maps_of, render_frame
-from sfumato.editor.layered_atlas import METHOD, Options, start
+from sfumato.editor.layered_atlas import METHOD, Options, check, start
 from sfumato.editor.method import Inputs
 from sfumato.editor.models import FamilyModels
 from sfumato.editor.pixels import to_tensor
@@ -279,6 +279,16 @@ def test_the_sparsity_darkens_the_atlas_and_leaves_alpha_as_it_is(models: TinyMo
 def test_it_resumes_bit_for_bit(models: TinyModels) -> None:
     options = Options(**SMALL, num_iterations=4, num_pretraining_iterations=1, seed=3)
     assert_resumes_bit_for_bit(METHOD, options, CLIP, models, at=3)
+
+
+def test_networks_and_a_batch_that_are_too_large_together_are_refused(models: TinyModels) -> None:
+    deep = {f"{name}_layers": 12 for name in ("foreground", "background", "alpha", "atlas")}
+    most = "at most 25890, for networks of this width and depth, but is 100000"
+    with pytest.raises(ResourceExhausted, match=most) as error:
+        start(Options(width=512, batch_size=100_000, **deep), CLIP, models)
+    assert error.value.field == "batch_size"
+    check(Options(width=512, batch_size=25_890, **deep), CLIP)
+    check(Options(batch_size=90_000), CLIP)
 
 
 def test_it_refuses_no_video_and_a_single_frame(models: TinyModels) -> None:

@@ -1,5 +1,7 @@
 """Text2LIVE: composition, each loss's gradient and purpose, and resuming."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -9,7 +11,9 @@ from sfumato.common.errors import InvalidArgument
 from sfumato.editor import text2live
 from sfumato.editor.attention import relevancy
 from sfumato.editor.clip import Clip
+from sfumato.editor.config import EditorSettings
 from sfumato.editor.method import Inputs
+from sfumato.editor.options import resolve
 from sfumato.editor.pixels import to_tensor
 from sfumato.editor.text2live import METHOD, Options, start
 from sfumato.editor.text2live_losses import composite, sparsity, structure_loss
@@ -127,6 +131,16 @@ def test_it_resumes_bit_for_bit(models: TinyModels) -> None:
         prompt="a fire", source_prompt="a cat", region_prompt="a cat", num_iterations=4, seed=2, **SMALL
     )
     assert_resumes_bit_for_bit(METHOD, options, Inputs(picture()), models)
+
+
+def test_the_least_learning_rate_is_one_that_the_optimiser_takes(models: TinyModels, tmp_path: Path) -> None:
+    settings = EditorSettings(state_dir=tmp_path)
+    with pytest.raises(InvalidArgument, match="learning_rate"):
+        resolve(Options, {"prompt": "a fire", "learning_rate": 0.0}, settings)
+    options = resolve(
+        Options, {"prompt": "a fire", "learning_rate": 1e-5, "num_iterations": 1, **SMALL}, settings
+    )
+    assert finish(METHOD, start(options, Inputs(picture()), models)).iteration == 1
 
 
 def test_it_refuses_an_image_of_one_colour(models: TinyModels) -> None:
