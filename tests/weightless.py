@@ -46,12 +46,14 @@ class Replica:
 
     Attributes:
         may_load: loads wait for it.
+        version: of the weights.
         refused: what a load of anything but the own family raises.
     """
 
     def __init__(self, root: Path, max_models: int) -> None:
         self.may_load = asyncio.Event()
         self.may_load.set()
+        self.version = 1
         self.refused: Exception | None = None
         self.families: Families[str] = Families(
             FamiliesSettings(family=root / "own", families=root, model_memory_bytes=max_models * MODEL_BYTES),
@@ -79,6 +81,15 @@ class Encoder(Replica, encoder_pb2_grpc.EncoderServiceServicer):
         with self.families.use(request.family):
             return encoder_pb2.GetEncoderInfoResponse(family=request.family or OWN)
 
+    async def EncodeText(self, request: Any, context: Any) -> encoder_pb2.EncodeTextResponse:
+        """The weights' version, as embeddings."""
+        with self.families.use(request.family) as weights:
+            return encoder_pb2.EncodeTextResponse(
+                prompt_embeds=to_message(torch.full((1, 8, 16), float(self.version))),
+                num_truncated_tokens=[0], texts=[encoder_pb2.TextWords()],
+                weights_digest=f"{weights} {self.version}",
+            )  # fmt: skip
+
 
 class Decoder(Replica, decoder_pb2_grpc.DecoderServiceServicer):
     """Says what it holds."""
@@ -96,8 +107,9 @@ class Denoiser(Replica, denoiser_pb2_grpc.DenoiserServiceServicer):
     async def GetDenoiserInfo(self, request: Any, context: Any) -> denoiser_pb2.GetDenoiserInfoResponse:
         with self.families.use(request.family) as weights:
             return denoiser_pb2.GetDenoiserInfoResponse(
-                family=request.family or OWN, in_channels=4, sample_size=8, cross_attention_dim=16,
-                weights_digest=weights, engine="none", scheduler_config="{}",
+                family=request.family or OWN, in_channels=4, sample_size=8 * self.version,
+                cross_attention_dim=16, weights_digest=f"{weights} {self.version}", engine="none",
+                scheduler_config="{}",
             )  # fmt: skip
 
     async def Denoise(

@@ -93,7 +93,8 @@ class ModelServices:
         self._safety = SafetyCheck(concepts, self.gradients) if concepts else None
 
     def of(self, family: str) -> Self:
-        """The same channels for another family, one that the services were told to load."""
+        """The same channels for another family, one that the services were told to load, perhaps anew."""
+        self._embeddings.distrust()
         other = copy.copy(self)
         other._family, other._weights = family, {}
         other.gradients = GradientServices(self.encoder, self.decoder, self.settings, family)

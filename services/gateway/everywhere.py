@@ -31,8 +31,10 @@ async def all_answers(replicas: ModelReplicas) -> list[Answer]:
 
 
 @contextlib.asynccontextmanager
-async def loaded(replicas: ModelReplicas, name: str) -> AsyncIterator[None]:
-    """Loads it. Where one replica refuses, or the block fails, all let it go, unless it was wanted before.
+async def loaded(replicas: ModelReplicas, name: str) -> AsyncIterator[int]:
+    """Loads it by a wish of that revision.
+
+    Where one replica refuses, or the block fails, all let it go, unless it was wanted before.
 
     Raises:
         NotFound: there is no such family. Unavailable: a replica, or a whole service, does not answer.
@@ -49,7 +51,7 @@ async def loaded(replicas: ModelReplicas, name: str) -> AsyncIterator[None]:
     try:
         await _all(answer.replica.load(name, revision) for answer in answers)
         await replicas.answers()  # which notes it at the denoisers
-        yield
+        yield revision
     except Exception:
         if wish is None or not wish.wanted:  # else others may be using it
             undo = (answer.replica.unload(name, revision + 1, UNDO_SECONDS) for answer in answers)

@@ -99,8 +99,8 @@ class Families:
             if self._is_kept(name):
                 return
             with self._change(name):
-                async with loaded(self._replicas, name):
-                    self.served.serve(name, await self._opened(name))
+                async with loaded(self._replicas, name) as revision:
+                    self.served.serve(name, await self._opened(name, revision))
 
     def _is_kept(self, name: str) -> bool:
         """Whether nothing is to be loaded."""
@@ -140,9 +140,9 @@ class Families:
             self._changing.discard(name)
             self._num_changes += 1
 
-    async def _opened(self, name: str) -> Served:
+    async def _opened(self, name: str, revision: int) -> Served:
         services = self._services.of(name)
-        return Served(await services.family(), services)
+        return Served(await services.family(), services, revision)
 
     async def _follow(self, seconds: float) -> None:
         while True:
@@ -169,8 +169,10 @@ class Families:
                 log.info("family withdrawn: another gateway let it go", family=name)
             for answer in lacking(answers, name, wish):
                 self._bringing.bring(answer.replica, name, wish)
-            if wish.wanted and name not in self.served and held_everywhere(answers, name):
+            # By a newer wish it may have been loaded anew, from other weights.
+            is_new = wish.wanted and self.served.revision(name) != wish.revision
+            if is_new and held_everywhere(answers, name):
                 with contextlib.suppress(SfumatoError):
-                    served = await self._opened(name)
+                    served = await self._opened(name, wish.revision)
                     if self._num_changes == before and name not in self._changing:
                         self.served.serve(name, served)

@@ -121,7 +121,8 @@ class ModelReplicas:
         models = {model.family: model for model in said.models}
         answer = Answer(replica, models, frozenset(said.loadable), said.memory_limit_bytes)
         if replica.denoiser is not None:  # its own family is the first
-            _note(replica.denoiser, {name for name in list(models)[1:] if answer.holds(name)})
+            held = (name for name in list(models)[1:] if answer.holds(name))
+            _note(replica.denoiser, {name: answer.revision(name) for name in held})
         return answer
 
     async def close(self) -> None:
@@ -130,9 +131,10 @@ class ModelReplicas:
             await channel.close()
 
 
-def _note(denoiser: Replica, families: set[str]) -> None:
-    """Trajectories of a family go where it is."""
-    for gone in denoiser.families.keys() - families - {""}:
-        del denoiser.families[gone]
-    for new in families - denoiser.families.keys():
-        denoiser.families[new] = Held()
+def _note(denoiser: Replica, revisions: dict[str, int]) -> None:
+    """Trajectories of a family go where it is; one that was loaded anew may have other weights."""
+    for name in denoiser.families.keys() - {""}:
+        if denoiser.families[name].revision != revisions.get(name):
+            del denoiser.families[name]
+    for name, revision in revisions.items():
+        denoiser.families.setdefault(name, Held(revision))

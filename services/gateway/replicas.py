@@ -29,8 +29,9 @@ OpenChannel = Callable[[str, str], Any]
 
 @dataclass
 class Held:
-    """A family at a denoiser, and what its canary step showed."""
+    """A family at a denoiser, by a wish of that revision, and what its canary step showed."""
 
+    revision: int = 0
     looked_at: float = float("-inf")  # by time.monotonic, when its canary step last gave an answer
     sound: bool = True  # whether that answer was right
     weights_digest: str = ""

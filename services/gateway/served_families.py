@@ -17,10 +17,11 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Served:
-    """A family as requests need it."""
+    """A family as requests need it, by a wish of that revision."""
 
     info: FamilyInfo
     services: ModelServices
+    revision: int = 0
 
 
 class ServedFamilies:
@@ -45,6 +46,10 @@ class ServedFamilies:
     def names(self) -> list[str]:
         """Of those that requests can ask for."""
         return list(self._served)
+
+    def revision(self, name: str) -> int | None:
+        """Of the wish that it is served by; None: it is not served."""
+        return self._served[name].revision if name in self._served else None
 
     def info(self, name: str) -> FamilyInfo:
         """Of one that is served."""

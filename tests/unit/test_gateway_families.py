@@ -194,6 +194,23 @@ async def test_a_load_that_fails_here_takes_nothing_from_another_gateway(root: P
         assert OTHER in families.served
 
 
+async def test_a_family_that_was_loaded_anew_has_its_new_weights_at_every_gateway(root: Path) -> None:
+    async with weightless(root) as stack, stack.gateway() as (_, families), stack.gateway() as (_, other):
+        await families.load(OTHER)
+        for version in (1, 2):
+            await other.look()
+            for gateway in (families, other):
+                with gateway.served.use(OTHER) as served:
+                    encoded = await served.services.encode_text(["a cat"])
+                    assert float(encoded.prompt_embeds.max()) == version
+                    assert served.services.weights()["denoiser"] == f"other {version}"
+                    assert served.info.sample_size == 8 * version
+            for replica in stack.replicas:
+                replica.version = 2
+            await families.unload(OTHER)
+            await families.load(OTHER)
+
+
 async def test_two_gateways_may_load_or_unload_a_family_at_one_time(root: Path) -> None:
     async with (
         weightless(root, num_denoisers=3) as stack,
