@@ -116,7 +116,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         RUNNING.labels(method).inc()
         try:
             if not (self._ready.is_set() or method in HEALTH):
-                raise Unavailable(f"{method} is not ready: its model is loading or it is draining")
+                loading = Unavailable(f"{method} is not ready: its model is loading or it is draining")
+                loading.retry_seconds = 1.0
+                raise loading
             with self._admission.admitted(call.caller):
                 yield
         except asyncio.CancelledError:

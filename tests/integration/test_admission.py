@@ -179,7 +179,7 @@ async def test_at_the_deadline_the_predicted_image_comes_if_it_is_asked_for(
         if event.step.preview:
             assert event.step.preview == image.data
             break
-    await events.aclose()  # type: ignore[attr-defined]
+    await events.aclose()
 
 
 async def test_a_prompt_edit_gives_both_images_as_far_as_they_came(tiny_stack: Stack) -> None:

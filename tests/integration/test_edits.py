@@ -1,7 +1,9 @@
 """Edits through the gateway: refused with a reason, followed, and ended whichever process dies."""
 
+import asyncio
 import io
 import random
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +24,7 @@ from tests.editor_process import (
     running_editor,
     wait_until_serving,
 )
+from tests.integration.test_requests import log_lines, until
 from tests.postgres import running_postgres
 from tests.s3 import running_s3
 
@@ -177,6 +180,44 @@ async def test_the_awaited_client_does_the_same(edit_stack: Stack) -> None:
         await client.delete_operation(operation.name)
         with pytest.raises(SfumatoError):
             await client.get_operation(operation.name)
+
+
+@pytest.mark.parametrize("call", ["watch_edit", "wait_operation"])
+def test_closing_the_client_ends_the_calls_of_its_threads(edit_stack: Stack, call: str) -> None:
+    client, errors = Client(edit_stack.target, timeout=60), []
+    operation = client.start_edit(METHOD, **options(20_000))
+
+    def follow() -> None:
+        try:
+            if call == "watch_edit":
+                list(client.watch_edit(operation.name))
+            else:
+                client.wait_operation(operation.name)
+        except SfumatoError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    time.sleep(1.0)
+    client.close()
+    thread.join(10)
+    assert [error.reason for error in errors] == ["CLIENT_CLOSED"]
+    with Client(edit_stack.target, timeout=60) as other:
+        other.cancel_operation(operation.name)
+
+
+async def test_a_cancelled_wait_ends_at_the_gateway_too_and_the_edit_goes_on(edit_stack: Stack) -> None:
+    async with AsyncClient(edit_stack.target, timeout=60) as client:
+        waiting = asyncio.create_task(client.edit(METHOD, **options(20_000, request_id="left-waiting")))
+        await asyncio.sleep(1.0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        method = "/google.longrunning.Operations/WaitOperation"
+        ended = {"event": "call", "method": method, "code": "CANCELLED"}
+        assert await until(lambda: bool(log_lines(edit_stack.gateway.log, **ended)))
+        assert not (await client.get_operation("operations/left-waiting")).done
+        await client.cancel_operation("operations/left-waiting")
 
 
 def test_the_edit_goes_on_when_the_gateway_is_killed(edits: Client, edit_stack: Stack) -> None:

@@ -65,7 +65,7 @@ async def left_after(client: AsyncClient, steps: int, **options: Any) -> gateway
     events = client.generate_events("a cat", **options)
     async for event in events:
         if event.step.step == steps:
-            await events.aclose()  # type: ignore[attr-defined]
+            await events.aclose()
             return event
     raise AssertionError("it ended")
 

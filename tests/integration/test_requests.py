@@ -236,7 +236,7 @@ async def test_cancelling_frees_the_denoiser_at_the_next_step(client: AsyncClien
     async for event in events:
         if event.HasField("step") and event.step.step == 3:
             break
-    await events.aclose()  # type: ignore[attr-defined]
+    await events.aclose()
     assert await until(lambda: ended(stack, "to-cancel"))
 
 

@@ -7,11 +7,18 @@ from dataclasses import dataclass, field
 from PIL import Image, ImageDraw, ImageFont
 from sfumato_protos.v1 import gateway_pb2
 
-from sfumato_client.guidance import build_guidance
+from sfumato_client.fields import check_names, set_field
+from sfumato_client.guidance import GuidanceOptions, build_guidance
 from sfumato_client.requests import GenerateOptions, build_request
 from sfumato_client.results import GenerateResult
 
 MARGIN, LABEL_WIDTH, LINE = 8, 150, 18
+
+
+class SettingOptions(GuidanceOptions, total=False):
+    """What may differ between the settings of a comparison."""
+
+    guidance_scale: float | None  # as GenerateOptions.guidance_scale. Default: what the settings share
 
 
 @dataclass
@@ -26,23 +33,25 @@ class ComparisonResult:
 
 
 def build_comparison(
-    prompt: str, settings: Mapping[str, GenerateOptions], options: GenerateOptions
+    prompt: str, settings: Mapping[str, SettingOptions], options: GenerateOptions
 ) -> gateway_pb2.CompareRequest:
     """The message.
 
     Args:
         prompt: what all images show.
-        settings: label to guidance options, and guidance_scale.
+        settings: label to what differs.
         options: what the settings share.
 
     Raises:
-        ValueError, OSError: as build_request.
+        TypeError, ValueError, OSError: as build_request.
     """
     request = gateway_pb2.CompareRequest(request=build_request(prompt, options))
     for label, setting in settings.items():
-        request.settings.add(
-            label=label, guidance=build_guidance(setting), guidance_scale=setting.get("guidance_scale")
-        )
+        check_names(setting, SettingOptions)
+        message = request.settings.add(guidance=build_guidance(setting))
+        set_field(message, "label", label)
+        if setting.get("guidance_scale") is not None:
+            set_field(message, "guidance_scale", setting["guidance_scale"])
     return request
 
 

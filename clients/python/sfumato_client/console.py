@@ -13,7 +13,8 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from sfumato_protos.v1 import gateway_pb2
 
-from sfumato_client.client import TIMEOUT_SECONDS, Client
+from sfumato_client.calls import TIMEOUT_SECONDS
+from sfumato_client.client import Client
 from sfumato_client.errors import SfumatoError
 from sfumato_client.messages import fail, stderr
 from sfumato_client.requests import GenerateOptions

@@ -13,8 +13,8 @@ from google.rpc import code_pb2
 from sfumato_protos.v1 import editor_pb2
 
 from sfumato_client.errors import SfumatoError, read_details
+from sfumato_client.fields import set_field
 from sfumato_client.files import write_file
-from sfumato_client.requests import set_field
 
 COMMON = ("family", "request_id", "image", "mask", "video", "seed", "preview_interval_iterations")
 METHODS = tuple(

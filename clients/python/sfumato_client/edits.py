@@ -2,32 +2,29 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
-import grpc
-from google.longrunning import operations_pb2, operations_pb2_grpc
+from google.longrunning import operations_pb2
 from google.protobuf import duration_pb2
-from sfumato_protos.v1 import editor_pb2, editor_pb2_grpc
+from sfumato_protos.v1 import editor_pb2
 
+from sfumato_client.calls import Calls
 from sfumato_client.edit_requests import Artifact, artifacts_of, build_edit_request
-from sfumato_client.errors import from_rpc_error
+from sfumato_client.errors import SfumatoError
+from sfumato_client.rejoin import Outage, Watch, lost
 
-RECONNECT_SECONDS = 60.0  # how long a watch looks for a lost gateway
 WAIT_SECONDS = 30.0  # of one call of a longer wait
-RETRY_SECONDS = 0.5
 
 
-class Edits:
+class Edits(Calls):
     """Calls that block; part of `Client`."""
 
-    def __init__(self, channel: grpc.Channel, timeout: float) -> None:
-        self.timeout = checked_timeout(timeout)
-        self._editor: Any = editor_pb2_grpc.EditorServiceStub(channel)
-        self._operations: Any = operations_pb2_grpc.OperationsStub(channel)
-
     def edit(self, method: str, **options: Any) -> Sequence[Artifact]:
-        """Edits and waits: starts, then waits for, an operation. See start_edit for the options."""
+        """Starts an edit and waits for what it makes. See start_edit for the options.
+
+        The edit goes on where the wait ends early; with a request_id it is "operations/{request_id}".
+        """
         return artifacts_of(self.wait_operation(self.start_edit(method, **options).name))
 
     def start_edit(self, method: str, **options: Any) -> operations_pb2.Operation:
@@ -45,23 +42,12 @@ class Edits:
         """
         return self._call(self._editor.Edit, build_edit_request(method, options))
 
-    def watch_edit(self, name: str, after_iteration: int = 0) -> Iterator[editor_pb2.WatchEditResponse]:
-        """Each iteration once, in order, until the edit ends; connects again when the gateway is lost."""
-        request = editor_pb2.WatchEditRequest(name=name, after_iteration=after_iteration)
-        since = time.monotonic()
-        while True:
-            call = self._editor.WatchEdit(request)
-            try:
-                for event in call:
-                    yield event
-                    request.after_iteration, since = event.iteration, time.monotonic()
-                return
-            except grpc.RpcError as error:
-                if not is_lost(error, since):
-                    raise from_rpc_error(error) from error
-            finally:
-                call.cancel()
-            time.sleep(RETRY_SECONDS)
+    def watch_edit(self, name: str, after_iteration: int = 0) -> Generator[editor_pb2.WatchEditResponse]:
+        """Each iteration once, in order, until the edit ends, without a deadline.
+
+        A gateway that is lost is looked for, for a minute.
+        """
+        return self._events(self._editor.WatchEdit, Watch(name, after_iteration))
 
     def get_operation(self, name: str) -> operations_pb2.Operation:
         """The operation as it stands."""
@@ -78,22 +64,24 @@ class Edits:
             request.page_token = response.next_page_token
 
     def wait_operation(self, name: str, timeout: float | None = None) -> operations_pb2.Operation:
-        """The operation when it has ended, or as it stands after so many seconds."""
-        end = None if timeout is None else time.monotonic() + timeout
-        since = time.monotonic()
+        """The operation when it has ended, or as it stands after so many seconds. Default: however long.
+
+        A gateway that is lost is looked for, for a minute, and no longer than the timeout.
+        """
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        outage = Outage()
         while True:
-            left = WAIT_SECONDS if end is None else max(0.0, min(WAIT_SECONDS, end - time.monotonic()))
+            left = max(0.0, min(WAIT_SECONDS, end - time.monotonic()))
             try:
-                operation = self._operations.WaitOperation(
-                    wait_request(name, left), timeout=left + self.timeout
+                operation = self._call(
+                    self._operations.WaitOperation, wait_request(name, left), left + self.timeout
                 )
-                since = time.monotonic()
-                if operation.done or (end is not None and time.monotonic() >= end):
+            except SfumatoError as error:
+                time.sleep(wait_seconds(outage, error, end))
+            else:
+                outage = Outage()
+                if operation.done or time.monotonic() >= end:
                     return operation
-            except grpc.RpcError as error:
-                if not is_lost(error, since):
-                    raise from_rpc_error(error) from error
-                time.sleep(RETRY_SECONDS)
 
     def cancel_operation(self, name: str) -> None:
         """Ends an edit within one iteration; nothing where it has ended."""
@@ -103,22 +91,6 @@ class Edits:
         """Forgets an edit that has ended, and its files."""
         self._call(self._operations.DeleteOperation, operations_pb2.DeleteOperationRequest(name=name))
 
-    def _call(self, method: Any, request: Any) -> Any:
-        try:
-            return method(request, timeout=self.timeout)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
-
-
-def checked_timeout(seconds: float) -> float:
-    """
-    Raises:
-        ValueError: not above 0 and finite: gRPC takes NaN and infinity for a deadline that is over.
-    """
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"timeout must be above 0 and finite, in seconds, but is {seconds}")
-    return seconds
-
 
 def wait_request(name: str, seconds: float) -> operations_pb2.WaitOperationRequest:
     """Asks for the operation when it has ended, or after so many seconds."""
@@ -127,7 +99,13 @@ def wait_request(name: str, seconds: float) -> operations_pb2.WaitOperationReque
     return operations_pb2.WaitOperationRequest(name=name, timeout=timeout)
 
 
-def is_lost(error: grpc.RpcError, since: float) -> bool:
-    """Whether the gateway went away, and not for too long."""
-    lost = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-    return lost and time.monotonic() - since < RECONNECT_SECONDS
+def wait_seconds(outage: Outage, error: SfumatoError, end: float) -> float:
+    """How long to wait before the operation is asked for again.
+
+    Raises:
+        SfumatoError: the gateway was not lost, or is to be looked for no longer; end: of time.monotonic().
+    """
+    seconds = outage.wait_seconds(lost(error))
+    if time.monotonic() + seconds >= end:
+        raise error
+    return seconds

@@ -6,6 +6,7 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 
 DETAILS_KEY = "grpc-status-details-bin"
+CLIENT_CLOSED = "CLIENT_CLOSED"  # reason of a call that the client's own close() ended
 
 
 class SfumatoError(Exception):
@@ -19,12 +20,16 @@ class SfumatoError(Exception):
         retry_seconds: when to try again, None where that is not known.
     """
 
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(f"{code}: {message}")
+    def __init__(self, code: str, message: str, reason: str = "") -> None:
+        super().__init__(code, message)  # as pickle gives them back, between processes
         self.code = code
         self.message = message
-        self.reason = self.field = self.limit = self.value = ""
+        self.reason = reason
+        self.field = self.limit = self.value = ""
         self.retry_seconds: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
 
 
 def from_rpc_error(error: grpc.RpcError) -> SfumatoError:

@@ -6,6 +6,8 @@ from typing import Any, TypedDict
 
 from sfumato_protos.v1 import guidance_pb2
 
+from sfumato_client.fields import naming
+
 ImageFile = bytes | str | Path
 
 _KINDS: dict[str, guidance_pb2.GuidanceKind.ValueType] = {
@@ -39,27 +41,27 @@ _CLIP_LISTS = {
 class GuidanceOptions(TypedDict, total=False):
     """How the words steer. None is as good as left out."""
 
-    guidance: str | None  # one of GUIDANCE_KINDS
-    guidance_rescale: float | None
-    guidance_interval: tuple[float, float] | None  # shares of the steps, from and to
-    clip_guidance_scale: float | None
-    clip_prompts: Sequence[str] | None
-    clip_prompt_weights: Sequence[float] | None
-    image_prompts: Sequence[ImageFile] | None
-    image_prompt_weights: Sequence[float] | None
-    num_cutouts: int | None
-    cut_power: float | None
-    tv_scale: float | None
-    range_scale: float | None
-    gradient_clamp: float | None
-    clip_path: str | None  # one of CLIP_PATHS
+    guidance: str | None  # one of GUIDANCE_KINDS. Default "cfg"
+    guidance_rescale: float | None  # with cfg, 0 to 1. Default 0
+    guidance_interval: tuple[float, float] | None  # shares of the steps, from and to. Default (0, 1)
+    clip_guidance_scale: float | None  # with clip or noised-clip, 0 to 1,000,000. Default 300
+    clip_prompts: Sequence[str] | None  # texts to steer by, up to 64 with image_prompts. Default: the prompt
+    clip_prompt_weights: Sequence[float] | None  # of each, -100 to 100; below 0 pushes away. Default 1
+    image_prompts: Sequence[ImageFile] | None  # images to look like, bytes or paths. Default: none
+    image_prompt_weights: Sequence[float] | None  # of each, -100 to 100. Default 1
+    num_cutouts: int | None  # with clip: crops that CLIP sees, 1 to 128; 1: the whole image. Default 4
+    cut_power: float | None  # with clip: larger, smaller crops. Above 0, up to 16. Default 1
+    tv_scale: float | None  # with clip: smoothness, 0 to 1,000,000. Default 0
+    range_scale: float | None  # with clip: keeps pixels within their range, 0 to 1,000,000. Default 0
+    gradient_clamp: float | None  # largest root mean square of a step's, 0 to 1,000,000; 0: any. Default 1
+    clip_path: str | None  # with clip: what it looks at, one of CLIP_PATHS. Default "predicted-x0"
 
 
 def build_guidance(options: Mapping[str, Any]) -> guidance_pb2.Guidance | None:
     """The message of a request's guidance options, None where there are none; other options are passed over.
 
     Raises:
-        ValueError: a kind or path of no such name.
+        TypeError, ValueError: a kind or path of no such name, or a value that is none.
         OSError: an image prompt that cannot be read.
     """
     given = {name: value for name, value in options.items() if name in OPTIONS and value is not None}
@@ -70,18 +72,22 @@ def build_guidance(options: Mapping[str, Any]) -> guidance_pb2.Guidance | None:
         if name == "guidance":
             message.kind = _named(_KINDS, "guidance", value)
         elif name == "guidance_interval":
-            message.interval_start, message.interval_end = value
+            with naming(name):
+                message.interval_start, message.interval_end = value
         elif name in _FIELDS:
-            setattr(message, _FIELDS[name], value)
+            with naming(name):
+                setattr(message, _FIELDS[name], value)
         elif name == "clip_path":
             message.clip.path = _named(_PATHS, "clip_path", value)
         elif name == "image_prompts":
             files = [file if isinstance(file, bytes) else Path(file).read_bytes() for file in value]
             message.clip.image_prompts.extend(files)
         elif name in _CLIP_LISTS:
-            getattr(message.clip, _CLIP_LISTS[name]).extend(value)
+            with naming(name):
+                getattr(message.clip, _CLIP_LISTS[name]).extend(value)
         else:
-            setattr(message.clip, _CLIP_FIELDS[name], value)
+            with naming(name):
+                setattr(message.clip, _CLIP_FIELDS[name], value)
     return message
 
 

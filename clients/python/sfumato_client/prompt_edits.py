@@ -3,70 +3,46 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
 
 from sfumato_protos.v1 import decoder_pb2, gateway_pb2
 
-from sfumato_client.requests import ON_DISCONNECT, family_name, set_field
-from sfumato_client.results import GeneratedImage
+from sfumato_client.fields import check_names, naming, set_field
+from sfumato_client.guidance import ImageFile
+from sfumato_client.requests import IMAGE_FORMATS, ON_DISCONNECT, HandlingOptions, family_name
+from sfumato_client.results import Result
 
 KINDS: tuple[str, ...] = ("replace", "refine")
 
 
-class EditPromptOptions(TypedDict, total=False):
-    """What an edit takes beside the prompts; EditPromptRequest in gateway.proto has units and ranges."""
+class EditPromptOptions(HandlingOptions, total=False):
+    """What an edit takes beside the prompts. None is as good as left out."""
 
-    family: str
-    kind: str | None
-    weights: Mapping[str, float]
-    cross_replace: float | None
-    self_replace: float | None
-    blend_words: Sequence[str]
-    image: bytes | str | Path | None
-    negative_prompt: str
-    seed: int | None
-    num_inference_steps: int
-    guidance_scale: float
-    width: int | None
-    height: int | None
-    image_format: str
-    request_id: str
-    priority: int
-    allow_partial: bool
-    on_disconnect: str
-    keep_seconds: float | None
-    progress_interval_steps: int
+    family: str  # as GenerateOptions.family
+    kind: str | None  # "replace" or "refine". Default: by the number of words
+    weights: Mapping[str, float] | None  # words of the target: attention times -2 to 2. At most 64
+    cross_replace: float | None  # share of the steps with the source's cross-attention, 0 to 1. Default 0.8
+    self_replace: float | None  # and self-attention. Default 0.4
+    blend_words: Sequence[str] | None  # outside of what attends to them the source is kept. At most 64
+    image: ImageFile | None  # to edit: PNG, JPEG or WebP, bytes or a path. Default: made of prompt and seed
+    negative_prompt: str  # up to 1,000 characters; not with image
+    seed: int | None  # of the source, 0 to 2**63 - 2; not with image. Default: random
+    num_inference_steps: int  # 1 to 1,000. Default 50
+    guidance_scale: float | None  # 0 to 100; 1 or less: unguided. Default 5
+    width: int | None  # pixels, a multiple of the family's size_multiple. Default: the family's
+    height: int | None  # as width
+    image_format: str  # one of IMAGE_FORMATS. Default "PNG"
+    allow_partial: bool  # where the deadline comes first, the images so far. Default False
 
 
 @dataclass
-class EditPromptResult:
+class EditPromptResult(Result):
     """What an edit gave: the source image (of a given one its reconstruction), and the edited one."""
 
-    request_id: str = ""
     parameters: gateway_pb2.EditPromptRequest = field(default_factory=gateway_pb2.EditPromptRequest)
-    num_steps: int = 0
-    warnings: list[str] = field(default_factory=list)
-    images: list[GeneratedImage] = field(default_factory=list)  # source, target
-    timings: gateway_pb2.Timings = field(default_factory=gateway_pb2.Timings)
 
     def add(self, event: gateway_pb2.EditPromptResponse) -> None:
         """Takes in one event of the stream."""
-        match event.WhichOneof("event"):
-            case "accepted":
-                self.request_id = event.accepted.request_id
-                self.parameters = event.accepted.parameters
-                self.num_steps = event.accepted.num_steps
-                self.warnings = list(event.accepted.warnings)
-            case "image":
-                i = event.image
-                # A request that began anew sends its images again.
-                self.images = [image for image in self.images if image.index != i.index]
-                self.images.append(
-                    GeneratedImage(i.index, i.seed, i.data, i.width, i.height, i.partial, i.step, i.num_steps)
-                )
-                self.images.sort(key=lambda image: image.index)
-            case "done":
-                self.timings = event.done.timings
+        self._add(event)
 
 
 def build_edit_prompt(
@@ -75,19 +51,26 @@ def build_edit_prompt(
     """The message; unset and None options keep the service's defaults.
 
     Raises:
-        ValueError: a kind or format of no such name.
+        TypeError, ValueError: an option, kind or format of no such name, or a value that is none.
         OSError: an image that cannot be read.
     """
-    request = gateway_pb2.EditPromptRequest(prompt=prompt, target_prompt=target_prompt)
+    check_names(options, EditPromptOptions)
+    request = gateway_pb2.EditPromptRequest()
     given = {name: value for name, value in options.items() if value not in (None, "")}
-    given["family"] = family_name(options.get("family", ""))
-    for word, scale in options.get("weights", {}).items():
-        request.weights.add(word=word, scale=scale)
-    request.blend_words.extend(options.get("blend_words", ()))
+    given |= {
+        "prompt": prompt,
+        "target_prompt": target_prompt,
+        "family": family_name(options.get("family", "")),
+    }
+    for word, scale in (options.get("weights") or {}).items():
+        with naming("weights"):
+            request.weights.add(word=word, scale=scale)
+    with naming("blend_words"):
+        request.blend_words.extend(options.get("blend_words") or ())
     for name, known, enum, prefix in (
         ("kind", KINDS, gateway_pb2.EditKind, "EDIT_KIND"),
         ("on_disconnect", ON_DISCONNECT, gateway_pb2.OnDisconnect, "ON_DISCONNECT"),
-        ("image_format", ("PNG", "JPEG", "WEBP"), decoder_pb2.ImageFormat, "IMAGE_FORMAT"),
+        ("image_format", IMAGE_FORMATS, decoder_pb2.ImageFormat, "IMAGE_FORMAT"),
     ):
         if name in given:
             if given[name] not in known:

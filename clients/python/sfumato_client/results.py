@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from google.protobuf.message import Message
 from sfumato_protos.v1 import gateway_pb2
 
 from sfumato_client.attention_maps import WordMaps, word_maps
@@ -34,21 +35,17 @@ def reached(image: GeneratedImage) -> str:
 
 
 @dataclass
-class GenerateResult:
-    """What a generation gave."""
+class Result:
+    """What generations and prompt edits give alike."""
 
     request_id: str = ""
-    parameters: gateway_pb2.GenerateRequest = field(default_factory=gateway_pb2.GenerateRequest)
+    parameters: Message = field(kw_only=True)  # as they were run, every default resolved
     num_steps: int = 0
     warnings: list[str] = field(default_factory=list)
-    images: list[GeneratedImage] = field(default_factory=list)
-    attention: dict[int, WordMaps] = field(default_factory=dict)  # by the image's index, when asked for
+    images: list[GeneratedImage] = field(default_factory=list)  # by index
     timings: gateway_pb2.Timings = field(default_factory=gateway_pb2.Timings)
-    weights: dict[str, str] = field(default_factory=dict)  # SHA-256 by service
-    versions: dict[str, str] = field(default_factory=dict)
 
-    def add(self, event: gateway_pb2.GenerateResponse) -> None:
-        """Takes in one event of the stream."""
+    def _add(self, event: gateway_pb2.GenerateResponse | gateway_pb2.EditPromptResponse) -> None:
         match event.WhichOneof("event"):
             case "accepted":
                 self.request_id = event.accepted.request_id
@@ -56,26 +53,35 @@ class GenerateResult:
                 self.num_steps = event.accepted.num_steps
                 self.warnings = list(event.accepted.warnings)
             case "image":
-                i = event.image
                 # A request that began anew sends its images again.
-                self.images = [image for image in self.images if image.index != i.index]
-                self.images.append(
-                    GeneratedImage(
-                        i.index,
-                        i.seed,
-                        i.data,
-                        i.width,
-                        i.height,
-                        i.partial,
-                        i.step,
-                        i.num_steps,
-                        tuple(i.latents_digests),
-                    )
-                )
-                self.images.sort(key=lambda image: image.index)
-            case "attention_maps":
-                self.attention[event.attention_maps.image_index] = word_maps(event.attention_maps)
+                others = [image for image in self.images if image.index != event.image.index]
+                self.images = sorted([*others, generated(event.image)], key=lambda image: image.index)
             case "done":
                 self.timings = event.done.timings
-                self.weights = dict(event.done.manifest.weights)
-                self.versions = dict(event.done.manifest.versions)
+
+
+@dataclass
+class GenerateResult(Result):
+    """What a generation gave."""
+
+    parameters: gateway_pb2.GenerateRequest = field(default_factory=gateway_pb2.GenerateRequest)
+    attention: dict[int, WordMaps] = field(default_factory=dict)  # by the image's index, when asked for
+    weights: dict[str, str] = field(default_factory=dict)  # SHA-256 by service
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def add(self, event: gateway_pb2.GenerateResponse) -> None:
+        """Takes in one event of the stream."""
+        self._add(event)
+        if event.HasField("attention_maps"):
+            self.attention[event.attention_maps.image_index] = word_maps(event.attention_maps)
+        elif event.HasField("done"):
+            self.weights = dict(event.done.manifest.weights)
+            self.versions = dict(event.done.manifest.versions)
+
+
+def generated(image: gateway_pb2.Image) -> GeneratedImage:
+    """From the wire."""
+    return GeneratedImage(
+        image.index, image.seed, image.data, image.width, image.height,
+        image.partial, image.step, image.num_steps, tuple(image.latents_digests),
+    )  # fmt: skip

@@ -1,11 +1,14 @@
 """How a client reaches a gateway that demands TLS, a key, or both."""
 
 import ipaddress
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict
 
 import grpc
+
+KEY = re.compile("[!-~]+")
 
 
 class SecurityOptions(TypedDict, total=False):
@@ -38,18 +41,32 @@ def channel_credentials(options: SecurityOptions) -> grpc.ChannelCredentials | N
     return grpc.ssl_channel_credentials(ca_bytes, key_bytes, cert_bytes)
 
 
-def with_key(channel: Any, target: str, options: SecurityOptions) -> Any:
-    """The channel, sync or aio, whose calls carry the key if there is one.
+def token_of(target: str, options: SecurityOptions) -> Callable[[], str] | None:
+    """What gives the key of a call; None: there is none.
 
     Raises:
-        ValueError: the key would travel in clear to another machine.
+        ValueError: the key cannot be sent, or would travel in clear to another machine.
     """
     key = options.get("api_key")
     if not key:
-        return channel
+        return None
     if not (options.get("tls") or options.get("tls_ca")) and not is_loopback(target):
         raise ValueError(f"the API key would travel in clear to {target}: give tls_ca, or tls=True")
-    return KeyedChannel(channel, key if callable(key) else lambda: key)
+    if callable(key):
+        return key
+    check_key(key)
+    return lambda: key
+
+
+def check_key(key: str) -> str:
+    """gRPC's own error has the key in it, which would go to logs.
+
+    Raises:
+        ValueError: it cannot be sent.
+    """
+    if not KEY.fullmatch(key):
+        raise ValueError("api_key must be of visible ASCII characters: no spaces, no end of line")
+    return key
 
 
 def is_loopback(target: str) -> bool:
@@ -87,7 +104,7 @@ class KeyedChannel:
 
     def _keyed(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def keyed(*arguments: Any, metadata: Any = (), **options: Any) -> Any:
-            bearer = ("authorization", f"Bearer {self._token()}")
+            bearer = ("authorization", f"Bearer {check_key(self._token())}")
             return call(*arguments, metadata=(*(metadata or ()), bearer), **options)
 
         return keyed

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sfumato_client.attention_maps import WordMaps, centre_of_mass, draw_sheet
-from sfumato_client.client import TIMEOUT_SECONDS
+from sfumato_client.calls import TIMEOUT_SECONDS
 from sfumato_client.console import (
     SUFFIXES,
     AsJson,

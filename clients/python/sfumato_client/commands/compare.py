@@ -9,7 +9,8 @@ import typer
 from google.protobuf.json_format import MessageToDict
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from sfumato_client.client import TIMEOUT_SECONDS, Client
+from sfumato_client.calls import TIMEOUT_SECONDS
+from sfumato_client.client import Client
 from sfumato_client.commands.request_life import (
     KeepSeconds,
     OnDisconnect,
@@ -17,7 +18,7 @@ from sfumato_client.commands.request_life import (
     RequestId,
     checked_on_disconnect,
 )
-from sfumato_client.comparison import ComparisonResult, draw_comparison
+from sfumato_client.comparison import ComparisonResult, SettingOptions, draw_comparison
 from sfumato_client.console import (
     SUFFIXES,
     AsJson,
@@ -122,8 +123,8 @@ def _served(client: Client, model: str) -> list[str]:
     return [name for name in KINDS if name in served]
 
 
-def _setting(kind: str, guidance_scale: float, clip_guidance_scale: float | None) -> GenerateOptions:
-    setting: GenerateOptions = {"guidance": kind}
+def _setting(kind: str, guidance_scale: float, clip_guidance_scale: float | None) -> SettingOptions:
+    setting: SettingOptions = {"guidance": kind}
     if kind.startswith("cfg"):
         setting["guidance_scale"] = guidance_scale
     if "clip" in kind:
@@ -132,7 +133,7 @@ def _setting(kind: str, guidance_scale: float, clip_guidance_scale: float | None
 
 
 def _with_progress(
-    client: Client, prompt: str, settings: dict[str, GenerateOptions], options: GenerateOptions
+    client: Client, prompt: str, settings: dict[str, SettingOptions], options: GenerateOptions
 ) -> ComparisonResult:
     """Runs the comparison under a progress bar over the steps of all images."""
     result = ComparisonResult()

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from sfumato_client.client import TIMEOUT_SECONDS, Client
+from sfumato_client.calls import TIMEOUT_SECONDS
+from sfumato_client.client import Client
 from sfumato_client.commands.request_life import (
     KeepSeconds,
     OnDisconnect,

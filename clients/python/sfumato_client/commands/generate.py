@@ -9,7 +9,7 @@ import typer
 from google.protobuf.json_format import MessageToDict
 from sfumato_protos.v1 import gateway_pb2
 
-from sfumato_client.client import TIMEOUT_SECONDS
+from sfumato_client.calls import TIMEOUT_SECONDS
 from sfumato_client.commands.request_life import (
     KeepSeconds,
     OnDisconnect,

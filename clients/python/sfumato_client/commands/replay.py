@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sfumato_client.client import TIMEOUT_SECONDS
+from sfumato_client.calls import TIMEOUT_SECONDS
 from sfumato_client.console import AsJson, FamilyDir, Target, gateway, progress_of, readable_errors
 from sfumato_client.manifest import compare, manifest_of, read_manifest, request_of
 from sfumato_client.messages import say
