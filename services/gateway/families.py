@@ -122,8 +122,11 @@ class Families:
                 if served is not None:
                     await self.served.unused(name, served)
                 await let_go(self._replicas, name)
-            except Exception as error:
-                if served is not None and not isinstance(error, Scattered):
+            except Scattered:
+                self.served.wanted.add(name)
+                raise
+            except Exception:
+                if served is not None:
                     self.served.serve(name, served)
                 raise
 

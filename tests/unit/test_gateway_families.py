@@ -91,6 +91,40 @@ async def test_requests_of_another_gateway_end_an_unload_too_and_every_service_h
         assert stack.states(OTHER) == {"UNLOADED"}
 
 
+async def test_a_family_neither_let_go_nor_kept_everywhere_is_brought_again(root: Path) -> None:
+    async with (
+        weightless(root, num_denoisers=2) as stack,
+        stack.gateway() as (_, families),
+        stack.gateway() as (other_services, other),
+    ):
+        await families.load(OTHER)
+        await other.look()
+        async with trajectory(other_services, OTHER):
+            for denoiser in stack.denoisers:  # the one that has let it go has no room any more
+                denoiser.refused = FailedPrecondition("there is no room")
+            calls.deadline.set(time.monotonic() + 0.5)
+            with pytest.raises(Unavailable, match=r"1 request still used .*there is no room.*loaded again"):
+                await families.unload(OTHER)
+            assert sorted(denoiser.states[OTHER] for denoiser in stack.denoisers) == ["LOADED", "UNLOADED"]
+            with pytest.raises(Unavailable, match="being loaded"), families.served.use(OTHER):
+                pass
+            for denoiser in stack.denoisers:
+                denoiser.refused = None
+            for _ in range(20):
+                await families.look()
+                await asyncio.sleep(0.05)
+            with families.served.use(OTHER):
+                assert stack.states(OTHER) == {"LOADED"}
+
+
+async def test_a_service_that_cannot_say_what_it_holds_is_quoted(root: Path) -> None:
+    async with weightless(root) as stack, stack.gateway() as (services, _):
+        with pytest.raises(ForwardedError, match="there is no families/nowhere") as refused:
+            await services.of("families/nowhere").family()
+        assert refused.value.grpc_code is grpc.StatusCode.NOT_FOUND
+        assert stack.states(OWN) == {"LOADED"}
+
+
 async def test_a_load_keeps_a_family_whose_unload_waits(root: Path) -> None:
     async with weightless(root) as stack, stack.gateway() as (_, families):
         await families.load(OTHER)
