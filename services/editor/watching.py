@@ -10,6 +10,7 @@ from sfumato.editor.edits import Edit
 from sfumato.editor.jobs import Jobs
 from sfumato.editor.method import Progress
 from sfumato.editor.records import Job, recorded_progress
+from sfumato.editor.runs import Live
 
 LIVE_SECONDS = 0.05  # between looks at an edit in this process
 WAIT_SECONDS = 0.2  # between looks for the end, or whether it can be deleted
@@ -43,14 +44,27 @@ async def watch(jobs: Jobs, operation: str, after: int) -> AsyncIterator[Watched
         if live is None:
             await asyncio.sleep(RECORD_SECONDS)
             continue
-        feed, seen = live.feed, 0
-        while jobs.live(operation) is live and live.feed is feed:  # a new feed: the last is recorded
-            for progress in feed[seen:]:
-                seen += 1
-                if progress.iteration > last:
-                    yield await _watched(jobs, job.edit, progress)
-                    last = progress.iteration
+        async for progress in _done(jobs, operation, live, last):
+            yield await _watched(jobs, job.edit, progress)
+            last = progress.iteration
+
+
+async def _done(jobs: Jobs, operation: str, live: Live, last: int) -> AsyncIterator[Progress]:
+    """What is done behind `last`, as it is; ends with the run, or where its feed has gone on without us."""
+    feed, seen = live.feed, 0
+    while jobs.live(operation) is live:
+        newest = live.feed  # asked first: what follows another feed is complete
+        for progress in feed[seen:]:
+            if progress.iteration > last + 1:
+                return  # what is between is recorded
+            seen += 1
+            if progress.iteration > last:
+                yield progress
+                last = progress.iteration
+        if newest is feed:
             await asyncio.sleep(LIVE_SECONDS)
+        else:
+            feed, seen = newest, 0
 
 
 async def until_ended(jobs: Jobs, operation: str, seconds: float | None) -> Job:

@@ -1,5 +1,6 @@
 """Jobs on DBOS and SQLite: submitted once, cancelled, listed, kept for so long and no longer."""
 
+import asyncio
 import contextlib
 import os
 import sqlite3
@@ -12,12 +13,13 @@ from typing import Any
 import pytest
 
 from sfumato.common.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
-from sfumato.editor import registry, runs
+from sfumato.editor import registry, runs, watching
 from sfumato.editor.artifacts import ArtifactStore
 from sfumato.editor.config import EditorSettings
 from sfumato.editor.edits import Edit
 from sfumato.editor.jobs import Jobs
-from sfumato.editor.records import Job, page, recorded_progress
+from sfumato.editor.method import Progress
+from sfumato.editor.records import Job, chunks, page, recorded_progress
 from sfumato.editor.runs import Runner
 from tests.tiny_models import TinyModels
 from tests.unit.editor import fake_method
@@ -242,6 +244,34 @@ def test_what_was_cancelled_is_deleted_when_its_last_iteration_has_ended(start: 
     assert wait(jobs, "a").state == "succeeded"
     assert [p.iteration for p in recorded_progress("a", 0)] == list(range(1, 11))
     assert jobs.runner.store.names("a") == ["result"]
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.6])
+def test_who_watches_sees_every_iteration_once_and_asks_the_database_only_for_what_was_missed(
+    start: Make, monkeypatch: pytest.MonkeyPatch, pause: float
+) -> None:
+    asked: list[int] = []
+
+    def counted(operation: str, after: int) -> list[Progress]:
+        asked.append(after)
+        return recorded_progress(operation, after)
+
+    monkeypatch.setattr(watching, "recorded_progress", counted)
+    jobs = start(checkpoint_seconds=0.1)
+    jobs.submit(edit_of("a", num_iterations=60, seconds=0.02))
+    wait(jobs, "a", lambda job: job.iteration >= 2)
+    seen = []
+
+    async def look() -> None:
+        async for event in watching.watch(jobs, "a", 0):
+            seen.append(event.progress.iteration)
+            if len(seen) == 10:
+                await asyncio.sleep(pause)  # several chunks
+
+    asyncio.run(look())
+    assert seen == list(range(1, 61))
+    assert len(chunks("a")) >= 8
+    assert len(asked) <= 4
 
 
 def test_a_cancelled_edit_leaves_no_checkpoints(start: Make) -> None:
