@@ -33,7 +33,7 @@ from sfumato.editor.atlas_objective import REFERENCE_SIDE, draw_blocks, identity
 from sfumato.editor.decomposition import Decomposition, atlas_picture, render_frame
 from sfumato.editor.method import Inputs, Method, Models, Progress, Tensors, real, whole
 from sfumato.editor.optimised import Optimised, iterate
-from sfumato.editor.pixels import side_by_side
+from sfumato.editor.pixels import MIN_SIDE, side_by_side
 from sfumato.editor.raft import flow_by
 from sfumato.editor.video import Video
 
@@ -137,7 +137,7 @@ class State(Optimised):
 def check(options: Options, inputs: Inputs) -> None:
     """
     Raises:
-        InvalidArgument: no video, or one of a single frame.
+        InvalidArgument: no video, one of a single frame, or one too narrow once it is shrunk.
         ResourceExhausted: the networks and the batch together need too much memory.
     """
     if (needed := options.sizes().bytes_of(options.batch_size)) > MAX_BYTES:
@@ -149,6 +149,11 @@ def check(options: Options, inputs: Inputs) -> None:
         raise InvalidArgument("video", "given", "nothing", "A layered atlas is made of a video.")
     if len(inputs.video.frames) < 2:
         raise InvalidArgument("video", "at least 2 frames", len(inputs.video.frames))
+    height, width = inputs.video.frames.shape[1:3]
+    most = options.size or REFERENCE_SIDE
+    if min(height, width) * min(1.0, most / max(height, width)) < MIN_SIDE:
+        shape = f"{width}x{height}, shrunk to {most} on the longer side"
+        raise InvalidArgument("video", f"at least {MIN_SIDE} pixels a side", shape)
 
 
 def start(options: Options, inputs: Inputs, models: Models) -> State:

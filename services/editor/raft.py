@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from sfumato.common.errors import FailedPrecondition
 
 LEAST_SIDE = 128  # of what RAFT takes
+MOST_SIDE = 768  # as of a layered atlas's clips: its memory grows with the square of the pixels
 MULTIPLE = 8
 
 
@@ -42,7 +43,8 @@ def flow_by(model: torch.nn.Module, device: torch.device) -> Callable[[np.ndarra
         height, width = a.shape[:2]
         both = torch.from_numpy(np.stack([a, b])).to(device).permute(0, 3, 1, 2) / 127.5 - 1
         factor = max(1.0, LEAST_SIDE / min(height, width))
-        size = [max(LEAST_SIDE, round(side * factor / MULTIPLE) * MULTIPLE) for side in (height, width)]
+        wanted = [round(side * factor / MULTIPLE) * MULTIPLE for side in (height, width)]
+        size = [min(MOST_SIDE, max(LEAST_SIDE, side)) for side in wanted]
         both = F.interpolate(both, size=size, mode="bilinear", align_corners=False)
         flow = model(both[:1], both[1:])[-1]
         flow = F.interpolate(flow, size=(height, width), mode="bilinear", antialias=True)[0]

@@ -176,6 +176,19 @@ def test_rafts_flow_comes_back_at_the_place_it_was_found(size: tuple[int, int]) 
     assert np.abs(found - 0.1 * np.stack([x, y], -1))[2:-2, 2:-2].max() < 5e-3
 
 
+@pytest.mark.parametrize("size", [(8, 768), (768, 8), (430, 765)])
+def test_raft_is_never_given_more_pixels_than_a_large_frame_has(size: tuple[int, int]) -> None:
+    given: list[tuple[int, ...]] = []
+
+    def still(first: torch.Tensor, second: torch.Tensor) -> list[torch.Tensor]:
+        given.append(tuple(first.shape[-2:]))
+        return [torch.zeros(1, 2, *first.shape[-2:])]
+
+    frame = np.zeros((*size, 3), np.uint8)
+    assert flow_by(still, torch.device("cpu"))(frame, frame).shape == (*size, 2)  # type: ignore[arg-type]
+    assert all(128 <= side <= 768 and side % 8 == 0 for side in given[0])
+
+
 def test_weights_that_are_no_raft_are_refused(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(FailedPrecondition, match="no state dict of torchvision's RAFT"):
@@ -296,3 +309,13 @@ def test_it_refuses_no_video_and_a_single_frame(models: TinyModels) -> None:
         start(Options(), Inputs(), models)
     with pytest.raises(InvalidArgument, match="at least 2 frames"):
         start(Options(), Inputs(video=Video(FRAMES[:1], 25.0)), models)
+
+
+def test_it_refuses_a_video_that_is_too_narrow_once_it_is_shrunk() -> None:
+    narrow = Inputs(video=Video(np.zeros((2, 16, 2000, 3), np.uint8), 25.0))
+    said = "at least 8 pixels a side, but is 2000x16, shrunk to 768 on the longer side"
+    with pytest.raises(InvalidArgument, match=said):
+        check(Options(), narrow)
+    with pytest.raises(InvalidArgument, match="48x32, shrunk to 10"):
+        check(Options(size=10), CLIP)
+    check(Options(size=12), CLIP)
