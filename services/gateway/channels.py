@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import copy
 import json
-import math
 from typing import Any, Self
 
 import grpc
@@ -19,7 +18,6 @@ from sfumato_protos.v1 import (
 
 from sfumato.common import calls
 from sfumato.common.errors import SfumatoError, Unavailable
-from sfumato.common.latent_preview import projection_shape
 from sfumato.common.server import channel_options
 from sfumato.common.tensors import from_message, to_message
 from sfumato.common.tls import open_channel
@@ -31,6 +29,7 @@ from sfumato.gateway.config import GatewaySettings
 from sfumato.gateway.denoisers import DenoiserStream
 from sfumato.gateway.embeddings import EmbeddingsCache
 from sfumato.gateway.failures import calling
+from sfumato.gateway.family_info import family_info
 from sfumato.gateway.gradient_channels import GradientServices
 from sfumato.gateway.parameters import FamilyInfo
 from sfumato.gateway.previews import preview_file
@@ -115,15 +114,7 @@ class ModelServices:
         with calling("decoder", self.settings.decoder_target):
             decoder = await self.decoder.GetDecoderInfo(decoder_pb2.GetDecoderInfoRequest(family=name))
         denoiser = await self._denoiser_info()
-        names = {encoder.family, decoder.family, denoiser.family}
-        if len(names) > 1:
-            raise SfumatoError(f"the services hold different families: {', '.join(sorted(names))}")
-        if denoiser.in_channels != decoder.latent_channels:
-            raise SfumatoError(f"the UNet takes {denoiser.in_channels} channels, the autoencoder has "
-                               f"{decoder.latent_channels}; inpainting UNets are not served")  # fmt: skip
-        if denoiser.pooled_size != encoder.pooled_size:
-            raise SfumatoError(f"the UNet takes a pooled embedding of {denoiser.pooled_size}, the encoder "
-                               f"gives one of {encoder.pooled_size}")  # fmt: skip
+        info = family_info(encoder, decoder, denoiser)
         if self._safety is not None and not self._family and not encoder.embedding_size:
             raise SfumatoError(f"{encoder.family} has no clip/, which the safety check looks with")
         await self.canary.look()
@@ -131,25 +122,7 @@ class ModelServices:
             raise Unavailable(f"no denoiser does a canary step: {self.settings.denoiser_targets}")
         if self._followed is None:
             self._followed = asyncio.create_task(self.canary.follow())
-        area = denoiser.max_latent_area * decoder.vae_scale_factor**2
-        return FamilyInfo(
-            name=encoder.family,
-            latent_channels=decoder.latent_channels,
-            sample_size=denoiser.sample_size,
-            vae_scale_factor=decoder.vae_scale_factor,
-            scaling_factor=decoder.scaling_factor,
-            max_pixels=min(decoder.max_pixels, area),
-            max_tokens=encoder.max_tokens,
-            scheduler_config=json.loads(denoiser.scheduler_config),
-            num_cross_attention_layers=denoiser.num_cross_attention_layers,
-            embedding_size=encoder.embedding_size,
-            noised_clip=encoder.noised_clip,
-            noised_clip_side=encoder.noised_clip_side,
-            num_time_ids=denoiser.num_time_ids,
-            guidance_embedded=denoiser.guidance_embedded,
-            adapters=tuple(sorted({*denoiser.adapters} & {*encoder.adapters})),
-            preview_projection=_preview_projection(decoder),
-        )
+        return info
 
     async def _denoiser_info(self) -> denoiser_pb2.GetDenoiserInfoResponse:
         request = denoiser_pb2.GetDenoiserInfoRequest(family=self._family)
@@ -258,10 +231,3 @@ class ModelServices:
         await self.replicas.close()
         for channel in self._channels:
             await channel.close()
-
-
-def _preview_projection(decoder: decoder_pb2.GetDecoderInfoResponse) -> torch.Tensor | None:
-    if not decoder.HasField("preview_projection"):
-        return None
-    shape = projection_shape(decoder.latent_channels, decoder.vae_scale_factor)
-    return from_message(decoder.preview_projection, "preview_projection", shape, math.prod(shape))
