@@ -12,6 +12,7 @@ from sfumato.common.errors import InvalidArgument
 from sfumato.common.linear_steps import LinearRun, RunResult, latents_digest
 from sfumato.denoiser.conditioning import Conditioning
 from sfumato.denoiser.runs import do_run
+from sfumato.gateway import schedules
 from sfumato.gateway.linear_trajectory import LinearTrajectory, Mix
 from sfumato.gateway.linear_updates import Update
 from sfumato.gateway.linear_updates import linear_updates as updates_of
@@ -146,3 +147,38 @@ async def test_more_steps_than_a_sampler_can_do_are_refused_by_field(name: str) 
     with pytest.raises(InvalidArgument) as error:
         await schedule_of(asked, {**CONFIG, "timestep_spacing": "leading"})
     assert "num_inference_steps" in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("euler_a", {"prediction_type": "sample"}),
+        ("ddpm", {"variance_type": "fixed_large_log"}),  # NaN, also by diffusers
+        ("ddim", {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}),  # eps where abar is 0
+    ],
+)
+async def test_a_sampler_that_fails_with_the_familys_configuration_is_refused(
+    name: str, change: dict[str, Any]
+) -> None:
+    asked: Any = SimpleNamespace(scheduler=name, num_inference_steps=7, sampled_share=1.0)
+    with pytest.raises(InvalidArgument) as error:
+        await schedule_of(asked, {**CONFIG, **change})
+    assert (error.value.field, error.value.value) == ("scheduler", name)
+
+
+async def test_a_schedule_is_kept_once_for_all_strengths_that_leave_the_same_steps() -> None:
+    asked: Any = SimpleNamespace(scheduler="ddim", num_inference_steps=10)
+    made = []
+    for asked.sampled_share in (0.5, 0.55, 0.6):
+        made.append(await schedule_of(asked, CONFIG))
+    one, same, other = made
+    assert one is same
+    assert len(other.timesteps) == 6
+
+
+async def test_kept_schedules_have_a_bounded_number_of_steps() -> None:
+    for count in range(440, 480):
+        asked: Any = SimpleNamespace(scheduler="ddim", num_inference_steps=count, sampled_share=1.0)
+        newest = await schedule_of(asked, CONFIG)
+        assert sum(len(one.timesteps) for one in schedules._kept.values()) <= schedules.MAX_KEPT_STEPS
+    assert await schedule_of(asked, CONFIG) is newest
