@@ -51,7 +51,7 @@ def from_message(
     if dtype is None:
         known = ", ".join(sorted(tensor_pb2.DataType.Name(name) for name in _TORCH))
         raise InvalidArgument(f"{field}.dtype", f"one of {known}", message.dtype)
-    given = tuple(message.shape)
+    given = tuple(message.shape[: MAX_DIMENSIONS + 1])  # one too many is enough to know
     matches = len(given) == len(shape) <= MAX_DIMENSIONS and all(
         size >= 1 and want in (None, size) for size, want in zip(given, shape, strict=True)
     )

@@ -65,6 +65,9 @@ def selected(conditioning: Conditioning, rows: Sequence[int]) -> Conditioning:
 
 def checked_rows(conditioning: Conditioning, rows: Sequence[int], field: str) -> Sequence[int]:
     """The rows that a step asks for; none named: all."""
-    if len(rows) > len(conditioning) or not all(0 <= row < len(conditioning) for row in rows):
-        raise InvalidArgument(field, f"at most {len(conditioning)} of 0 to {len(conditioning) - 1}", rows)
+    count = len(conditioning)
+    if len(rows) > count or not all(0 <= row < count for row in rows):
+        # As many as may be a million are not written out.
+        given = f"{len(rows)} rows" if len(rows) > count else rows
+        raise InvalidArgument(field, f"at most {count} of 0 to {count - 1}", given)
     return rows or range(len(conditioning))

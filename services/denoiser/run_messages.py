@@ -47,10 +47,10 @@ def run_of(
     steps, known = [], len(tensors)
     for index, step in enumerate(request.steps):
         field = f"run.steps[{index}]"
-        _check_numbers(field, step.timestep, step.input_scale, *step.weights)
         rows = checked_rows(conditioning, step.rows, f"{field}.rows")
         if len(step.weights) != len(rows):
             raise InvalidArgument(f"{field}.weights", f"{len(rows)}, one a row", len(step.weights))
+        _check_numbers(field, step.timestep, step.input_scale, *step.weights)
         _check_count(f"{field}.sums", len(step.sums), 1, MAX_SUMS)
         known += 1
         sums: list[Sum] = []
