@@ -3,6 +3,7 @@
 import io
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import resvg_py
 from PIL import Image
 
 from sfumato.trainer.vocabulary import EMOJI, Emoji
+from sfumato.trainer.whole import whole
 
 # Art: Apache-2.0, CC-BY 4.0, MIT. The packages' own files say so.
 PACKAGES = {
@@ -26,7 +28,9 @@ def fetch(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for package in PACKAGES.values():
         if not archive_of(folder, package).exists():
-            subprocess.run(["npm", "pack", "--silent", package], cwd=folder, check=True)
+            with tempfile.TemporaryDirectory(dir=folder) as fresh:
+                subprocess.run(["npm", "pack", "--silent", package], cwd=fresh, check=True)
+                archive_of(Path(fresh), package).replace(archive_of(folder, package))
 
 
 def archive_of(folder: Path, package: str) -> Path:
@@ -39,7 +43,8 @@ def load(folder: Path, emoji: Sequence[Emoji] = EMOJI, name: str = "") -> np.nda
     cache = folder / f"artwork-{name}{len(emoji)}.npy"
     if not cache.exists():
         fetch(folder)
-        np.save(cache, np.stack([_read(folder, style, emoji) for style in PACKAGES]))
+        with whole(cache) as fresh, fresh.open("wb") as file:
+            np.save(file, np.stack([_read(folder, style, emoji) for style in PACKAGES]))
     art: np.ndarray = np.load(cache, allow_pickle=False)
     return art
 

@@ -12,8 +12,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from sfumato.common.noised_clip import save_noised_clip
 from sfumato.trainer.autoencoder import LATENT_CHANNELS, make_autoencoder
+from sfumato.trainer.checkpoint import average_of, part
 from sfumato.trainer.clip import MEAN, STD, TEXT_WIDTH, model_config
-from sfumato.trainer.loop import average_of, part
 from sfumato.trainer.noised_clip import NoisedClip
 from sfumato.trainer.tokens import CONTEXT, vocabulary_size
 from sfumato.trainer.unet import NOISE_SCHEDULE, make_unet

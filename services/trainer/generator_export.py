@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from sfumato.common.stylegan2 import StyleGAN2, save_stylegan2
-from sfumato.trainer.loop import average_of
+from sfumato.trainer.checkpoint import average_of
 from sfumato.trainer.reconstruction import to_uint8
 from sfumato.trainer.stylegan2 import Trained
 

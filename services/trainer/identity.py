@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from sfumato.common.identity import IdentityNetwork, save_identity
 from sfumato.trainer.batches import to_pixels
-from sfumato.trainer.loop import Schedule, average_of, train
+from sfumato.trainer.checkpoint import average_of
+from sfumato.trainer.loop import Schedule, train
 from sfumato.trainer.portraits import num_labels, portraits
 
 SCALE = 16.0  # of the cosines

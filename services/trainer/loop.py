@@ -1,4 +1,4 @@
-"""The loop that every stage shares: schedule, EMA, checkpoints, progress, and several processes.
+"""The loop that every stage shares: schedule, progress, and several processes.
 
 The optimiser is Muon (Jordan et al. 2024; timm's) with AdamW for vectors: on the autoencoder it gained three
 times what AdamW did in the same time. Under torchrun every process takes its own batches and the gradients
@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
+
+from sfumato.trainer.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -38,55 +39,6 @@ def learning_rate(schedule: Schedule, step: int, seconds: float) -> float:
     progress = min(1.0, max(step / schedule.num_steps, seconds / schedule.max_seconds))
     warm = min(1.0, (step + 1) / schedule.warmup_steps)
     return schedule.learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
-class Checkpoint:
-    """Weights, their average, the optimiser's moments and the step, in one safetensors file."""
-
-    def __init__(self, path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.path, self.model, self.optimizer = path, model, optimizer
-        self.average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        self.step, self.seconds = 0, 0.0
-
-    def update_average(self, decay: float) -> None:
-        """EMA with the usual warm-up of the decay."""
-        decay = min(decay, (1 + self.step) / (10 + self.step))
-        for name, tensor in self.model.state_dict().items():
-            average = self.average[name]
-            if average.is_floating_point():
-                average.lerp_(tensor, 1 - decay)
-            else:
-                average.copy_(tensor)
-
-    def save(self) -> None:
-        """Writes to a new file, then renames it over the old one."""
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self.path.with_suffix(".new")
-        metadata = {"step": str(self.step), "seconds": str(self.seconds)}
-        save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, fresh, metadata)
-        fresh.replace(self.path)
-
-    def load(self) -> None:
-        """Goes on where the file left off; does nothing without one."""
-        if not self.path.exists():
-            return
-        from safetensors import safe_open
-
-        tensors = load_file(self.path)
-        with safe_open(self.path, "pt") as file:
-            metadata = file.metadata()
-        self.step, self.seconds = int(metadata["step"]), float(metadata["seconds"])
-        self.model.load_state_dict(part(tensors, "model."))
-        self.average = part(tensors, "average.")
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        for name, tensor in part(tensors, "optimizer.").items():
-            index, key = name.split(".", 1)
-            state.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
 
 
 def make_optimizer(model: torch.nn.Module, rate: float) -> torch.optim.Optimizer:
@@ -128,16 +80,6 @@ def average_over_processes(parameters: list[torch.nn.Parameter], seconds: float)
     return float(flat[-1])
 
 
-def part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """The tensors whose names begin so, under the rest of their names."""
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
-
-def average_of(path: Path) -> dict[str, torch.Tensor]:
-    """The averaged weights of a checkpoint."""
-    return part(load_file(path), "average.")
-
-
 def train(
     name: str,
     model: torch.nn.Module,
@@ -148,7 +90,7 @@ def train(
     report: Callable[[int], str] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
-    """Trains until the schedule ends.
+    """Trains until the schedule ends; not at all where it did.
 
     Args:
         batches: gives the batches of a rank from step n on: batches(n, rank).
@@ -164,7 +106,8 @@ def train(
     device_type = parameters[0].device.type
     before, start = checkpoint.seconds, time.monotonic()
     saved = start
-    stream = batches(checkpoint.step, rank)
+    is_over = checkpoint.step >= schedule.num_steps or before >= schedule.max_seconds
+    stream = () if is_over else batches(checkpoint.step, rank)
     bar = tqdm(stream, name, schedule.num_steps, initial=checkpoint.step, mininterval=5, disable=rank > 0)
     for batch in bar:
         torch.manual_seed(checkpoint.step * 1009 + rank)
@@ -190,7 +133,7 @@ def train(
                 tqdm.write(report(checkpoint.step))
         if checkpoint.seconds >= schedule.max_seconds:
             break
-    if rank == 0:
+    if rank == 0 and not is_over:
         checkpoint.save()
-        if report:
-            tqdm.write(report(checkpoint.step))
+    if rank == 0 and report:
+        tqdm.write(report(checkpoint.step))

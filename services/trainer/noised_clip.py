@@ -14,8 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from sfumato.common.noised_clip import NoisedImageEncoder
+from sfumato.trainer.checkpoint import average_of
 from sfumato.trainer.clip import make_clip
-from sfumato.trainer.loop import Schedule, average_of, train
+from sfumato.trainer.loop import Schedule, train
 from sfumato.trainer.unet import NOISE_SCHEDULE, training_batches
 
 MODEL: dict[str, int] = {"sample_size": 8, "width": 192, "layers": 6, "heads": 6}

@@ -9,11 +9,15 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
-from sfumato.trainer.autoencoder import make_autoencoder
+from sfumato.common.noised_clip import load_noised_clip
+from sfumato.trainer.autoencoder import LATENT_CHANNELS, make_autoencoder
+from sfumato.trainer.checkpoint import Checkpoint
 from sfumato.trainer.clip import TEXT_WIDTH, make_clip
 from sfumato.trainer.layout import LayoutHeads
-from sfumato.trainer.loop import Checkpoint, make_optimizer
+from sfumato.trainer.loop import make_optimizer
+from sfumato.trainer.noised_clip import NoisedClip
 from sfumato.trainer.tokens import tokenizer_of, vocabulary_size
+from sfumato.trainer.whole import whole
 
 
 def restore(family: Path, judge: Path, checkpoints: Path) -> list[str]:
@@ -24,10 +28,12 @@ def restore(family: Path, judge: Path, checkpoints: Path) -> list[str]:
         "clip": (family / "clip", lambda: clip),
         "judge": (judge, lambda: clip),
         "unet": (family / "unet", lambda: None),
+        "noised-clip": (family / "clip_noised", lambda: clip),
     }
     tokenizer = checkpoints / "tokenizer"
     if not tokenizer.is_dir():
-        shutil.copytree(family / "tokenizer", tokenizer)
+        with whole(tokenizer) as fresh:
+            shutil.copytree(family / "tokenizer", fresh)
     written = []
     for name, (folder, make) in parts.items():
         path = checkpoints / f"{name}.safetensors"
@@ -45,6 +51,12 @@ def _load(name: str, family: Path, folder: Path, model: Any) -> torch.nn.Module:
         tokenizer = family / "tokenizer"
         layout = LayoutHeads(TEXT_WIDTH, vocabulary_size(tokenizer), tokenizer_of(tokenizer))
         return torch.nn.ModuleDict({"unet": unet, "text_encoder": text, "layout": layout})
+    if name == "noised-clip":
+        # The temperature is not exported: it starts as CLIP's, as the stage itself has it.
+        scale = load_file(family / "clip" / "open_clip_model.safetensors")["logit_scale"].float()
+        noised = NoisedClip(LATENT_CHANNELS, model.text_projection.shape[1], scale)
+        noised.image.load_state_dict(load_noised_clip(folder).state_dict())
+        return noised
     if name == "autoencoder":
         weights = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).state_dict()
     else:

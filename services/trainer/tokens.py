@@ -12,6 +12,7 @@ from transformers import CLIPTokenizer
 
 from sfumato.trainer.scenes import caption, draw_scene
 from sfumato.trainer.vocabulary import COLOURS, EMOJI, STYLES
+from sfumato.trainer.whole import whole
 
 CONTEXT = 40
 SIZE = 1500
@@ -37,7 +38,8 @@ def train_tokenizer(folder: Path, seed: int = 0) -> None:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=SIZE, initial_alphabet=alphabet, end_of_word_suffix="</w>")
     tokenizer.train_from_iterator(texts, trainer)
-    _write(folder, tokenizer, alphabet)
+    with whole(folder) as fresh:
+        _write(fresh, tokenizer, alphabet)
 
 
 def _write(folder: Path, tokenizer: Tokenizer, alphabet: list[str]) -> None:

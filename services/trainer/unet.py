@@ -21,9 +21,10 @@ from tqdm import tqdm
 
 from sfumato.trainer.autoencoder import LATENT_CHANNELS, make_autoencoder
 from sfumato.trainer.batches import stream, to_pixels
+from sfumato.trainer.checkpoint import average_of
 from sfumato.trainer.clip import TEXT_WIDTH
 from sfumato.trainer.layout import LayoutHeads
-from sfumato.trainer.loop import Schedule, average_of, gather, start_processes, train
+from sfumato.trainer.loop import Schedule, gather, start_processes, train
 from sfumato.trainer.tokens import tokenizer_of
 
 CAPTION_DROPOUT = 0.1

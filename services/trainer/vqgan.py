@@ -16,7 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from sfumato.trainer.batches import stream, to_pixels
-from sfumato.trainer.loop import Schedule, average_of, train
+from sfumato.trainer.checkpoint import average_of
+from sfumato.trainer.loop import Schedule, train
 from sfumato.trainer.reconstruction import psnr, reconstruction_loss
 
 NUM_CODES, CODE_CHANNELS = 512, 16
