@@ -60,12 +60,15 @@ def check_handling(request: Handling, max_keep_seconds: float) -> Policy:
     Raises:
         InvalidArgument: a value out of range, or one that needs an id.
     """
+    known = gateway_pb2.OnDisconnect.DESCRIPTOR.values_by_number.get(request.on_disconnect)
     if not request.request_id:
         for descriptor, value in request.ListFields():
             if descriptor.name in NEED_ID:
-                raise InvalidArgument(descriptor.name, "left out", value, "It needs a request_id.")
-    if request.on_disconnect not in gateway_pb2.OnDisconnect.values():
-        raise InvalidArgument("on_disconnect", "one of CANCEL, CONTINUE", request.on_disconnect)
+                named = known.name if known and descriptor.name == "on_disconnect" else value
+                raise InvalidArgument(descriptor.name, "left out", named, "It needs a request_id.")
+    if known is None:
+        limit = "one of ON_DISCONNECT_CANCEL, ON_DISCONNECT_CONTINUE"
+        raise InvalidArgument("on_disconnect", limit, request.on_disconnect)
     seconds = (
         request.keep_seconds if request.HasField("keep_seconds") else min(KEEP_SECONDS, max_keep_seconds)
     )
