@@ -240,3 +240,11 @@ def test_a_copy_of_the_weights_that_was_cut_short_is_made_good(tmp_path: Path) -
         (folder / "weights").write_text(text)
     subprocess.run([*copy["command"][:-2], str(family), str(copied)], check=True)
     assert [(path.name, path.read_text()) for path in copied.iterdir()] == [("weights", "whole")]
+
+
+def test_the_volume_of_weights_is_one_that_can_be_filled_and_read_on_many_nodes() -> None:
+    (claim,) = documents("components/weights-volume/claim.yaml")
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    (mounted,) = documents("components/weights-volume/models.yaml")
+    volumes = {volume["name"]: volume for volume in mounted["spec"]["template"]["spec"]["volumes"]}
+    assert volumes["models"]["persistentVolumeClaim"] == {"claimName": "models", "readOnly": True}
