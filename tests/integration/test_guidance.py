@@ -177,7 +177,7 @@ async def test_a_denoiser_or_decoder_lost_between_step_and_gradient_changes_noth
         await denoiser.noise_pred(at.index, at.model_input, at.timestep, keep_graph=True)
         await decoding.decode(at.model_input)
         if kill:
-            lost = [next(s for s in tiny_stack.denoisers if s.target == denoiser._replica.target)]
+            lost = [next(s for s in tiny_stack.denoisers if s.target == denoiser._stream._replica.target)]
             lost.append(tiny_stack.decoder)
             for service in lost:
                 service.process.kill()
