@@ -121,7 +121,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 raise loading
             with self._admission.admitted(call.caller):
                 yield
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):  # the latter while an answer was being sent
             code = "CANCELLED"
             raise
         except grpc.aio.AbortError:

@@ -39,6 +39,8 @@ class Servicer(gateway_pb2_grpc.GatewayServiceServicer):
         if request.seed == 3:
             yield gateway_pb2.GenerateResponse()
             await asyncio.sleep(60)
+        while request.seed == 4:  # more than anybody reads
+            yield gateway_pb2.GenerateResponse(image=gateway_pb2.Image(data=bytes(1 << 20)))
         if request.seed == 2:
             raise InvalidArgument("prompt", "shorter", request.prompt)
         yield gateway_pb2.GenerateResponse()
@@ -192,6 +194,23 @@ async def test_a_prompt_is_logged_only_where_it_is_asked_for(written: Written, s
     async with served(log_prompts=True) as channel:
         await generate(channel, request(seed))
     assert lines(written, "call")[-1]["prompts"] == [SECRET]
+
+
+async def test_a_stream_left_while_an_answer_is_on_its_way_was_cancelled(written: Written) -> None:
+    async with served() as channel:
+        call = channel.unary_stream("/sfumato.v1.GatewayService/Generate")(
+            request(4), metadata=(("authorization", "Bearer key"),)
+        )
+        await call.read()
+        await asyncio.sleep(0.2)  # until the next one finds no room
+        call.cancel()
+        found: list[dict[str, Any]] = []
+        for _ in range(100):
+            await asyncio.sleep(0.05)
+            gc.collect()
+            if found := found or lines(written, "call"):
+                break
+    assert [line["code"] for line in found] == ["CANCELLED"]
 
 
 async def test_what_a_failed_call_had_in_hand_is_free_when_it_ends(written: Written) -> None:
