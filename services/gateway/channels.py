@@ -58,7 +58,7 @@ SERVICE_CONFIG = json.dumps(
 
 
 class ModelServices:
-    """Encoder, decoder and denoisers, as generation.Services has them, for one of their families."""
+    """Encoder, decoder and denoisers, as model_services.Services has them, for one of their families."""
 
     def __init__(self, settings: GatewaySettings, concepts: tuple[Concept, ...] = ()) -> None:
         """concepts: what images are withheld for; none: none are looked at."""

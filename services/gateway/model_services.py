@@ -10,15 +10,12 @@ from sfumato.gateway.alignment import AttentionControl
 from sfumato.gateway.attention_maps import AttentiveDenoiser
 from sfumato.gateway.clip_gradient import ClipServices, DifferentiableDenoiser
 from sfumato.gateway.conditioning import Conditioning, EncodedTexts
+from sfumato.gateway.pace import Replaying
 from sfumato.gateway.prompt_to_prompt import EditingDenoiser
 
 
-class Denoiser(AttentiveDenoiser, DifferentiableDenoiser, EditingDenoiser, Protocol):
+class Denoiser(AttentiveDenoiser, DifferentiableDenoiser, EditingDenoiser, Replaying, Protocol):
     """An open trajectory at a denoiser."""
-
-    @property
-    def num_replayed_steps(self) -> int:
-        """Steps that were repeated at another replica."""
 
     async def noise_pred(
         self,

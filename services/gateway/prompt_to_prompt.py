@@ -86,7 +86,8 @@ async def sample_edit(
         if blend is not None:
             blend.see(maps)
             if index >= BLEND_START * num_steps:
-                both, x0 = blend.keep_source(both), blend.keep_source(x0)
+                mask = blend.mask(*both.shape[2:])
+                both, x0 = keep_source(both, mask), keep_source(x0, mask)
         yield EditStep(both, x0)
 
 
@@ -121,10 +122,10 @@ class LocalBlend:
         highest = large.amax((2, 3), keepdim=True).clamp(min=1e-12)
         return (large / highest > BLEND_THRESHOLD).any(1, keepdim=True).float()
 
-    def keep_source(self, both: torch.Tensor) -> torch.Tensor:
-        """Puts the source's latents outside of the mask into the target's."""
-        mask = self.mask(*both.shape[2:])
-        return torch.cat([both[:1], torch.where(mask > 0, both[1:], both[:1])])
+
+def keep_source(both: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Puts the source's latents outside of the mask into the target's: [2, C, h, w]."""
+    return torch.cat([both[:1], torch.where(mask > 0, both[1:], both[:1])])
 
 
 def blend_level(levels: list[LayerMaps]) -> LayerMaps:

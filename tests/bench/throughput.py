@@ -186,12 +186,13 @@ def replicas(family: Path, logs: Path, rounds: int) -> dict[str, Any]:
             for _ in range(rounds)
         ]
     alone, both = ([pair[i].steady_images_per_second(SATURATING_CLIENTS) for pair in pairs] for i in (0, 1))
+    ratios = [b / a for a, b in zip(alone, both, strict=True)]
     return {
         "clients": SATURATING_CLIENTS, "one_images_per_second": round(statistics.median(alone), 3),
         "two_images_per_second": round(statistics.median(both), 3),
-        "ratio": _ratio(both, alone),
+        "ratio": round(statistics.median(ratios), 3),
         "ratio_with_start_and_end": _ratio(*([pair[i].seconds for pair in pairs] for i in (0, 1))),
-        "ratios": [round(b / a, 3) for a, b in zip(alone, both, strict=True)],
+        "ratios": [round(ratio, 3) for ratio in ratios],
     }  # fmt: skip
 
 

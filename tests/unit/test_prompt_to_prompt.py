@@ -16,7 +16,7 @@ from sfumato.encoder.engine_torch import TextEncoder
 from sfumato.gateway.alignment import align, column_weights
 from sfumato.gateway.attention_maps import LayerMaps, Word
 from sfumato.gateway.inversion import invert
-from sfumato.gateway.prompt_to_prompt import EditSchedule, LocalBlend, blend_level, sample_edit
+from sfumato.gateway.prompt_to_prompt import EditSchedule, LocalBlend, blend_level, keep_source, sample_edit
 from sfumato.gateway.sampling import make_scheduler, set_timesteps
 
 CPU = torch.device("cpu")
@@ -168,7 +168,7 @@ def test_the_blend_keeps_the_source_where_no_word_is() -> None:
     assert mask[0, 0, :, 0].all()
     assert not mask[0, 0, :, 5:].any()
     both = torch.stack([torch.zeros(4, 8, 8), torch.ones(4, 8, 8)])
-    kept = blend.keep_source(both)
+    kept = keep_source(both, mask)
     assert torch.equal(kept[:1], both[:1])
     assert kept[1, :, :, 0].all()
     assert not kept[1, :, :, 5:].any()

@@ -1,7 +1,7 @@
 """Options as fields of a message; what is wrong is named, which protobuf does not do."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from google.protobuf.message import Message
@@ -17,6 +17,17 @@ def check_names(options: Mapping[str, Any], known: type) -> None:
             raise TypeError(
                 f"there is no option {name}; there are {', '.join(sorted(known.__annotations__))}"
             )
+
+
+def enum_value(option: str, name: Any, known: Sequence[str], enum: Any, prefix: str) -> Any:
+    """The wire value of an option's name.
+
+    Raises:
+        ValueError: it is none of those known.
+    """
+    if name not in known:
+        raise ValueError(f"{option} must be one of {', '.join(known)}, but is {name}")
+    return enum.Value(f"{prefix}_{name.upper()}")
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sfumato_protos.v1 import decoder_pb2, gateway_pb2
 
-from sfumato_client.fields import check_names, naming, set_field
+from sfumato_client.fields import check_names, enum_value, naming, set_field
 from sfumato_client.guidance import ImageFile
 from sfumato_client.requests import IMAGE_FORMATS, ON_DISCONNECT, HandlingOptions, family_name
 from sfumato_client.results import Result
@@ -73,9 +73,7 @@ def build_edit_prompt(
         ("image_format", IMAGE_FORMATS, decoder_pb2.ImageFormat, "IMAGE_FORMAT"),
     ):
         if name in given:
-            if given[name] not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, but is {given[name]}")
-            given[name] = enum.Value(f"{prefix}_{str(given[name]).upper()}")
+            given[name] = enum_value(name, given[name], known, enum, prefix)
     if "image" in given and not isinstance(given["image"], bytes):
         given["image"] = Path(str(given["image"])).read_bytes()
     for name, value in given.items():

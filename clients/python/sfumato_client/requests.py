@@ -5,7 +5,7 @@ from typing import TypedDict, TypeVar
 
 from sfumato_protos.v1 import decoder_pb2, gateway_pb2
 
-from sfumato_client.fields import check_names, set_field
+from sfumato_client.fields import check_names, enum_value, set_field
 from sfumato_client.guidance import OPTIONS, GuidanceOptions, ImageFile, build_guidance
 
 SCHEDULERS: tuple[str, ...] = tuple(
@@ -86,19 +86,13 @@ def build_request(prompt: str, options: GenerateOptions) -> gateway_pb2.Generate
         if name == "scheduler":
             value = scheduler_value(str(value))
         elif name == "image_format":
-            if value not in IMAGE_FORMATS:
-                raise ValueError(f"image_format must be one of {', '.join(IMAGE_FORMATS)}, but is {value}")
-            value = decoder_pb2.ImageFormat.Value(f"IMAGE_FORMAT_{value}")
+            value = enum_value(name, value, IMAGE_FORMATS, decoder_pb2.ImageFormat, "IMAGE_FORMAT")
         elif name == "preview_kind":
-            if value not in PREVIEW_KINDS:
-                raise ValueError(f"preview_kind must be one of {', '.join(PREVIEW_KINDS)}, but is {value}")
-            value = gateway_pb2.PreviewKind.Value(f"PREVIEW_KIND_{str(value).upper()}")
+            value = enum_value(name, value, PREVIEW_KINDS, gateway_pb2.PreviewKind, "PREVIEW_KIND")
         elif name == "on_disconnect":
             if not value:
                 continue
-            if value not in ON_DISCONNECT:
-                raise ValueError(f"on_disconnect must be one of {', '.join(ON_DISCONNECT)}, but is {value}")
-            value = gateway_pb2.OnDisconnect.Value(f"ON_DISCONNECT_{str(value).upper()}")
+            value = enum_value(name, value, ON_DISCONNECT, gateway_pb2.OnDisconnect, "ON_DISCONNECT")
         elif name in ("image", "mask") and not isinstance(value, bytes):
             value = Path(str(value)).read_bytes()
         elif name == "attention_maps":
@@ -115,17 +109,17 @@ def family_name(name: str) -> str:
 
 def scheduler_value(name: str) -> gateway_pb2.Scheduler.ValueType:
     """The wire value of a sampler's name, such as "dpmpp_2m"."""
-    if name not in SCHEDULERS:
-        raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}, but is {name}")
-    return gateway_pb2.Scheduler.Value(f"SCHEDULER_{name.upper()}")
+    value: gateway_pb2.Scheduler.ValueType = enum_value(
+        "scheduler", name, SCHEDULERS, gateway_pb2.Scheduler, "SCHEDULER"
+    )
+    return value
 
 
 def attention_map_options(options: AttentionMapOptions) -> gateway_pb2.AttentionMapOptions:
     """The message; raises ValueError where there is no such aggregation."""
     aggregation = options.get("aggregation", "largest")
-    if aggregation not in AGGREGATIONS:
-        raise ValueError(f"aggregation must be one of {', '.join(AGGREGATIONS)}, but is {aggregation}")
+    enum = gateway_pb2.AttentionAggregation
     return gateway_pb2.AttentionMapOptions(
         interval_steps=options.get("interval_steps", 0),
-        aggregation=gateway_pb2.AttentionAggregation.Value(f"ATTENTION_AGGREGATION_{aggregation.upper()}"),
+        aggregation=enum_value("aggregation", aggregation, AGGREGATIONS, enum, "ATTENTION_AGGREGATION"),
     )
